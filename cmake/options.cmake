@@ -1,0 +1,45 @@
+set(CMAKE_CXX_STANDARD 23)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_C_STANDARD 11)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE RelWithDebInfo CACHE STRING "build type" FORCE)
+endif()
+
+option(HOLDFAST_TESTS "build the tests" ON)
+option(HOLDFAST_BENCH "build the benchmarks" OFF)
+option(HOLDFAST_FUZZ "build the libFuzzer targets (needs clang)" OFF)
+set(HOLDFAST_SANITIZE "" CACHE STRING "sanitizers for the whole tree: address,undefined or thread")
+
+include(GNUInstallDirs)
+
+# Every binary of a build tree lands where scripts expect it.
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
+set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
+
+add_library(holdfast_flags INTERFACE)
+target_compile_options(holdfast_flags INTERFACE
+  -Wall -Wextra -Werror -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor
+  $<$<COMPILE_LANGUAGE:CXX>:-Woverloaded-virtual>
+  -fno-omit-frame-pointer -fstack-protector-strong)
+target_compile_definitions(holdfast_flags INTERFACE _FILE_OFFSET_BITS=64 _GNU_SOURCE
+  HOLDFAST_VERSION="${PROJECT_VERSION}")
+target_include_directories(holdfast_flags INTERFACE ${CMAKE_SOURCE_DIR})
+
+if(HOLDFAST_SANITIZE)
+  target_compile_options(holdfast_flags INTERFACE -fsanitize=${HOLDFAST_SANITIZE}
+    -fno-sanitize-recover=all)
+  target_link_options(holdfast_flags INTERFACE -fsanitize=${HOLDFAST_SANITIZE})
+  target_compile_definitions(holdfast_flags INTERFACE HOLDFAST_SANITIZED=1)
+endif()
+
+# holdfast_library(NAME SOURCES a.cc b.cc LINKS lower ...): a static library of one folder.
+function(holdfast_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC holdfast_flags ${ARG_LINKS})
+endfunction()

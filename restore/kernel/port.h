@@ -1,0 +1,156 @@
+#pragma once
+
+// The port: the verbs with which Holdfast talks to a kernel, real or simulated. A port knows
+// nothing of arenas. type1, iommufd, vhost_vdpa and sim implement it; on real kernels the ioctls
+// themselves are issued by `syscalls` only.
+//
+// Every verb returns the kernel's errno in Error::sys_errno where a call failed, so that the same
+// test cases can be held against the simulator and the real thing.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "persist/base/result.h"
+#include "persist/base/unique_fd.h"
+#include "persist/model/container.h"
+#include "persist/model/device.h"
+#include "persist/model/mapping.h"
+#include "persist/model/region.h"
+
+namespace holdfast::kernel {
+
+/// Probed, never assumed from a version number. kUnknown where it cannot be known without touching
+/// a device that is preserved.
+enum class Answer : uint32_t { kNo = 0, kYes = 1, kUnknown = 2 };
+[[nodiscard]] std::string_view answer_name(Answer answer);
+
+/// One probed feature, as `doctor` and `plan` print it.
+struct Capability {
+  Answer answer = Answer::kUnknown;
+  std::string how;     ///< what was asked: "VFIO_CHECK_EXTENSION(10) after SET_IOMMU: 0"
+  std::string remedy;  ///< what it would take, empty when present
+};
+
+struct Capabilities {
+  std::string port;            ///< "type1", "sim"
+  std::string kernel_release;
+  Capability map;              ///< containers can be made and mapped at all
+  Capability live_update;      ///< VFIO_DMA_MAP_FLAG_LIVE_UPDATE: adopt
+  Capability preserved_tables; ///< tables of opted-in containers outlive the kernel
+  Capability hold;             ///< the kernel's own hold from freeze to thaw
+  Capability read_tables;      ///< live second-stage tables can be read from user space
+  Capability update_vaddr;     ///< VFIO_UPDATE_VADDR (extension 10)
+  Capability unmap_all;        ///< VFIO_UNMAP_ALL (extension 9)
+  Capability change_dma_owner; ///< extension 11
+};
+
+/// What a container looks like to its kernel.
+struct ContainerLimits {
+  uint64_t page_sizes = 4096;        ///< bitmap
+  uint32_t dma_entry_limit = 65535;  ///< vfio_iommu_type1.dma_entry_limit
+  uint32_t dma_available = 65535;    ///< VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL
+  std::vector<IovaRange> aperture;
+  uint32_t address_width = 39;       ///< bits
+};
+
+/// How a map call is to be carried out.
+enum class MapMode : uint32_t {
+  kMap = 0,    ///< write page-table entries
+  kAdopt = 1,  ///< LIVE_UPDATE: pin and account, verify, touch no entry
+};
+
+/// One map call. `vaddr` is in the caller's address space and stays mapped by the caller; `memory`
+/// and `memory_offset` name the same bytes by descriptor (used by ports that map files).
+struct MapRequest {
+  uint64_t iova = 0;
+  uint64_t size = 0;
+  void* vaddr = nullptr;
+  uint32_t access = 0;  ///< Access bits
+  BorrowedFd memory{-1};
+  uint64_t memory_offset = 0;
+  MapMode mode = MapMode::kMap;
+};
+
+/// Where the second-stage tables of a container begin.
+struct TableRoot {
+  uint64_t physical = 0;  ///< top table, bytes
+  uint32_t levels = 0;    ///< 3, 4 or 5
+  uint32_t domain_id = 0;
+};
+
+/// Read-only access to live page-table pages by physical address. Implementations are read only and
+/// never fail for a page that is part of the container's tables; they refuse any other address
+/// that they can tell from them.
+class TableSource {
+ public:
+  virtual ~TableSource() = default;
+  /// 4096 bytes at `physical`. Either a pointer into a mapping that lives as long as this object
+  /// (no copy) or an error naming the address.
+  virtual Result<const std::byte*> page(uint64_t physical) = 0;
+  /// The roots of every domain of the container (one per IOMMU unit or device group).
+  virtual Result<std::vector<TableRoot>> roots() = 0;
+};
+
+class Port {
+ public:
+  virtual ~Port() = default;
+
+  [[nodiscard]] virtual std::string_view name() const = 0;
+  [[nodiscard]] virtual ContainerKind kind() const = 0;
+
+  /// Touches no device; cheap enough to be asked again.
+  virtual Result<Capabilities> probe() = 0;
+
+  // -- identity: what is there now, without opening anything ---------------------------------
+  /// Everything in Device that identifies it (sysfs on real kernels).
+  virtual Result<Device> describe_device(const std::string& bdf) = 0;
+  /// The region that `path` names now; `id` and `name` are left empty.
+  virtual Result<Region> describe_region(const std::string& path) = 0;
+  /// The region behind an open descriptor.
+  virtual Result<Region> describe_region(BorrowedFd memory) = 0;
+  /// Opens a region for mapping, read-write.
+  virtual Result<UniqueFd> open_region(const Region& region) = 0;
+
+  // -- containers ------------------------------------------------------------------------------
+  /// An empty container. `preserved` asks for the kind whose tables outlive the kernel: an error
+  /// with exit 4 where that does not exist.
+  virtual Result<UniqueFd> open_container(bool preserved) = 0;
+  /// Opens a device's IOMMU group and puts it into the container; the first one also sets the
+  /// container's IOMMU. The group descriptor keeps the membership alive.
+  virtual Result<UniqueFd> attach(BorrowedFd container, const Device& device) = 0;
+  /// The device descriptor. On a kernel without adoption this resets the device where it can be.
+  virtual Result<UniqueFd> open_device(BorrowedFd group, const Device& device) = 0;
+  virtual Result<ContainerLimits> limits(BorrowedFd container) = 0;
+
+  virtual Result<void> map(BorrowedFd container, const MapRequest& request) = 0;
+  /// Unmaps exactly [iova, iova+size); returns the number of bytes unmapped.
+  virtual Result<uint64_t> unmap(BorrowedFd container, uint64_t iova, uint64_t size) = 0;
+  /// Drops the registration of an adopted range without touching page-table entries: what rolling
+  /// back an adoption means. Ports without adoption refuse with exit 4.
+  virtual Result<void> forget(BorrowedFd container, uint64_t iova, uint64_t size) = 0;
+
+  // -- hold and tables -------------------------------------------------------------------------
+  /// The kernel refuses map, unmap, attach, detach and reset with EBUSY until it ends.
+  virtual Result<void> hold(BorrowedFd container, bool held) = 0;
+  /// Live tables of a container; exit 4 where they cannot be read.
+  virtual Result<std::unique_ptr<TableSource>> tables(BorrowedFd container) = 0;
+  /// Live tables of a container that the kernel preserved and nobody has taken up yet, by device.
+  virtual Result<std::unique_ptr<TableSource>> inherited_tables(const Device& device) = 0;
+
+  /// Whether `fd` is really a container / group / device descriptor of this port.
+  virtual Result<void> check_container(BorrowedFd fd) = 0;
+  virtual Result<void> check_device(BorrowedFd fd) = 0;
+
+  // -- hand over, type1 VADDR -------------------------------------------------------------------
+  /// Invalidates the virtual addresses of every mapping; DMA goes on.
+  virtual Result<void> suspend_vaddr(BorrowedFd container) = 0;
+  /// Gives one mapping a new virtual address in the caller's address space.
+  virtual Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
+                                    void* vaddr) = 0;
+};
+
+}  // namespace holdfast::kernel
