@@ -1,0 +1,146 @@
+#pragma once
+
+// Writing an arena: exactly one Writer exists at a time (an OFD lock on the medium; a second one is
+// refused with HF-ARENA-LOCKED naming the holder's pid). Not thread safe: holdfastd calls it from
+// one thread, except run() of a CheckpointJob. Every method that returns success is durable as far
+// as the medium goes, unless it says otherwise.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "persist/arena/reader.h"
+#include "persist/base/result.h"
+#include "persist/model/generation.h"
+#include "persist/model/mapping.h"
+
+namespace holdfast::arena {
+
+struct InitOptions {
+  uint64_t size = 0;           ///< bytes; 0: from for_mappings, or the whole device
+  uint64_t for_mappings = 65535;
+  uint64_t table_bytes = 0;    ///< page-table pages to have room for, bytes per generation
+  uint64_t files_quota = 16ull << 20;  ///< bytes
+  uint32_t retain = 4;         ///< generations kept
+  bool overwrite = false;      ///< an existing arena is otherwise refused (HF-ARENA-EXISTS)
+};
+/// Makes a new arena. Path may be a file (created), a block device or a devdax device.
+Result<Uuid> init(const std::string& path, const InitOptions& options);
+
+/// One change of the mapping set.
+struct Change {
+  enum class Kind : uint32_t { kMap = 1, kUnmap = 2 };
+  Kind kind = Kind::kMap;
+  uint32_t container = 0;
+  Mapping mapping;  ///< for kUnmap iova and size count; it must cover whole mappings
+};
+
+/// Page-table pages of a container, captured for a freeze. `bytes` is what was read;
+/// pages.size() * 4096 bytes, in the order of `pages`.
+struct CapturedTables {
+  uint32_t container = 0;
+  uint64_t root = 0;      ///< physical, bytes
+  uint32_t levels = 0;
+  uint32_t domain_id = 0;
+  std::vector<TablePage> pages;          ///< sorted by physical address
+  std::vector<const std::byte*> bytes;   ///< one per page, valid during the call
+};
+
+/// Folding the journal into a new base, away from the writer's thread.
+class CheckpointJob {
+ public:
+  /// Writes the new tables. May run on another thread while the Writer goes on recording.
+  Result<void> run();
+  struct Impl;
+  explicit CheckpointJob(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+  std::shared_ptr<Impl> impl_;
+};
+
+class Writer {
+ public:
+  /// Takes the writer lock and recovers: old or new state, whole.
+  static Result<Writer> open(const std::string& path);
+  Writer(Writer&&) noexcept;
+  Writer& operator=(Writer&&) noexcept;
+  ~Writer();
+
+  [[nodiscard]] Header header() const;
+  [[nodiscard]] Manifest live() const;  ///< what a generation committed now would say
+
+  // -- recording: buffered until commit() -------------------------------------------------------
+  Result<uint32_t> add_container(const Container& container);  ///< returns the new id
+  Result<void> update_container(const Container& container);   ///< same id
+  Result<void> remove_container(uint32_t id);                  ///< with its mappings
+  Result<uint32_t> add_region(const Region& region);
+  Result<void> remove_region(uint32_t id);                     ///< refused while mapped
+  /// Overlapping, wrapping, misaligned, unknown region, more than dma_entry_limit: refused, and
+  /// nothing of this change is recorded. After freeze: HF-FROZEN.
+  Result<void> apply(const Change& change);
+  [[nodiscard]] uint64_t mapping_count(uint32_t container) const;
+  [[nodiscard]] std::optional<Mapping> find(uint32_t container, uint64_t iova) const;
+  /// Every mapping in IOVA order.
+  void for_each(uint32_t container, const std::function<bool(const Mapping&)>& each) const;
+  /// Group commit: everything buffered becomes durable with one write and one sync.
+  Result<void> commit();
+  /// Share of the space in use, 0..1; at 0.8 health warns. `freeze_fits` is false where the
+  /// reserve for one checkpoint and one freeze is gone: freeze will refuse.
+  struct Room { double used = 0; bool freeze_fits = true; };
+  [[nodiscard]] Room room() const;
+
+  // -- generations --------------------------------------------------------------------------------
+  /// Whether enough changed since the last base for a checkpoint to be worth while.
+  [[nodiscard]] bool checkpoint_due() const;
+  Result<CheckpointJob> begin_checkpoint();
+  Result<uint64_t> finish_checkpoint(CheckpointJob job);  ///< the new generation's number
+  Result<uint64_t> checkpoint();                          ///< all three, here
+
+  // -- arm, freeze, thaw ----------------------------------------------------------------------------
+  Result<void> arm(const std::string& nonce, const std::string& kernel);
+  Result<void> disarm();
+  /// Seals a generation: journal tail and catalog, one sync; both superblocks, one sync.
+  /// `tables` empty: no evidence. Returns the sealed generation.
+  Result<uint64_t> freeze(const Seal& seal, std::span<const CapturedTables> tables);
+  Result<void> thaw();     ///< voids the nonce; the generation stays readable, unsealed
+  Result<void> discard();  ///< ends a frozen, refused or broken generation; it stays readable
+  Result<void> mark_broken(const std::string& why);
+
+  // -- restore log ------------------------------------------------------------------------------------
+  Result<void> restore_started(uint64_t generation, const Uuid& boot);
+  Result<void> restore_done(const std::string& container);
+  Result<void> restore_failed(const std::string& container);
+  Result<void> restore_released(const std::string& container);
+  Result<void> restore_finished();  ///< state restored
+  Result<void> restore_refused(const std::string& why);
+
+  Result<void> add_event(const Event& event);  ///< durable; the oldest make room
+
+  // -- files/ -------------------------------------------------------------------------------------------
+  // A tree with its own root, history, quota and superblocks: nothing here touches a generation.
+  // Writes are buffered until sync_file(); paths as in FileInfo. errno in Error::sys_errno.
+  Result<FileInfo> file_stat(const std::string& path) const;
+  Result<std::vector<FileInfo>> file_list(const std::string& directory) const;
+  Result<void> file_create(const std::string& path, uint32_t mode, uint32_t uid, uint32_t gid);
+  Result<void> file_mkdir(const std::string& path, uint32_t mode, uint32_t uid, uint32_t gid);
+  Result<void> file_write(const std::string& path, uint64_t offset,
+                          std::span<const std::byte> bytes);
+  Result<std::vector<std::byte>> file_read(const std::string& path, uint64_t offset,
+                                           uint64_t length) const;
+  Result<void> file_truncate(const std::string& path, uint64_t size);
+  Result<void> file_rename(const std::string& from, const std::string& to, bool may_replace);
+  Result<void> file_unlink(const std::string& path);
+  Result<void> file_rmdir(const std::string& path);
+  Result<void> file_attributes(const std::string& path, std::optional<uint32_t> mode,
+                               std::optional<uint32_t> uid, std::optional<uint32_t> gid,
+                               std::optional<uint64_t> mtime_ns);
+  Result<void> file_sync();  ///< everything buffered below files/ is durable after this
+
+  struct Impl;
+
+ private:
+  explicit Writer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace holdfast::arena
