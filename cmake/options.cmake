@@ -37,6 +37,16 @@ if(HOLDFAST_SANITIZE)
   target_compile_definitions(holdfast_flags INTERFACE HOLDFAST_SANITIZED=1)
 endif()
 
+if(HOLDFAST_FUZZ)
+  # The whole tree is instrumented; only the fuzz_* programs link libFuzzer's main. The warning rules
+  # are those of g++, so clang's own opinions do not stop a fuzz build.
+  target_compile_options(holdfast_flags INTERFACE -fsanitize=fuzzer-no-link,address,undefined
+    -fno-sanitize-recover=all -Wno-error -w)
+  target_link_options(holdfast_flags INTERFACE -fsanitize=address,undefined)
+  target_compile_definitions(holdfast_flags INTERFACE HOLDFAST_SANITIZED=1
+    FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION=1)
+endif()
+
 # holdfast_library(NAME SOURCES a.cc b.cc LINKS lower ...): a static library of one folder.
 function(holdfast_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
