@@ -1,0 +1,315 @@
+#pragma once
+
+// The messages between holdfastd and its peers, as bytes. Pure: no I/O, nothing is allocated beyond
+// the size of the message. docs/protocol.md draws the conversations.
+//
+//   client  --HELLO-->          agent     versions offered, role
+//           <--WELCOME--                  version chosen; for clients also ring and doorbell
+//           --request(id)-->
+//           <--ACK|ERROR|..(id)--
+//           <--QUIESCE|FROZEN|THAWED(0)-- unsolicited: request id 0
+//
+// One message is one datagram of a SOCK_SEQPACKET socket: header, then the body. Integers are
+// little-endian; text is a 16-bit length and its bytes, blobs a 32-bit length and their bytes.
+// Descriptors ride along as SCM_RIGHTS; the header says how many.
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "persist/base/result.h"
+
+namespace holdfast::protocol {
+
+static_assert(std::endian::native == std::endian::little, "the wire is little-endian");
+
+inline constexpr const char* kDefaultSocket = "/run/holdfast/agent.sock";
+inline constexpr uint32_t kMagic = 0x54534648;  ///< "HFST" in memory
+inline constexpr uint16_t kNewestVersion = 1;
+inline constexpr uint16_t kOldestVersion = 1;
+inline constexpr size_t kMaxMessageBytes = 64 << 10;  ///< header included
+inline constexpr size_t kMaxDescriptors = 128;        ///< per message; more are closed, and refused
+inline constexpr size_t kMaxText = 1024;              ///< bytes of a text field
+inline constexpr uint64_t kMaxLargeJson = 64ull << 20;  ///< bytes of a JSON text in a memfd
+
+enum class MessageType : uint16_t {
+  kHello = 1,
+  kWelcome = 2,
+  kError = 3,
+  kAck = 4,
+  kRegisterContainer = 10,
+  kRegisterDevice = 11,
+  kRegisterMemory = 12,
+  kUnregister = 13,
+  kSync = 14,
+  kResync = 15,
+  kIncomplete = 16,
+  kTake = 17,
+  kTakeReply = 18,
+  kTaken = 19,
+  kQuiesce = 20,
+  kQuiesced = 21,
+  kFrozen = 22,
+  kThawed = 23,
+  kHold = 24,
+  kControl = 30,
+  kProgress = 31,
+  kResult = 32,
+};
+[[nodiscard]] std::string_view type_name(MessageType type);  ///< "HELLO", …; "?" if unknown
+
+/// 24 bytes before every body. The header, HELLO and WELCOME keep their shape in all versions;
+/// later versions only append to HELLO and WELCOME.
+struct Header {
+  uint32_t magic = kMagic;   // 0
+  uint16_t version = 1;      // 4: 1 in HELLO, WELCOME and ERROR before it; then as WELCOME chose
+  uint16_t type = 0;         // 6: MessageType
+  uint32_t length = 0;       // 8: bytes of the body
+  uint32_t descriptors = 0;  // 12: that ride along; at most kMaxDescriptors
+  uint64_t request = 0;      // 16: echoed in the answer; 0: unsolicited
+};
+static_assert(sizeof(Header) == 24);
+
+enum class Role : uint32_t { kClient = 1, kControl = 2 };
+
+struct Hello {
+  static constexpr MessageType kType = MessageType::kHello;
+  uint16_t oldest = kOldestVersion, newest = kNewestVersion;
+  Role role = Role::kClient;
+  std::string program;  ///< for logs only; identity comes from SO_PEERCRED
+  bool operator==(const Hello&) const = default;
+  void fields(auto& visit) { visit(oldest), visit(newest), visit(role), visit(program); }
+};
+
+/// For clients two descriptors ride along: the ring's memfd and the doorbell (an eventfd).
+struct Welcome {
+  static constexpr MessageType kType = MessageType::kWelcome;
+  uint16_t version = 1;
+  uint16_t state = 0;       ///< ArenaState
+  uint32_t ring_slots = 0;  ///< records in the ring; 0 for control peers
+  uint64_t session = 0;     ///< differs after every start of the agent
+  std::string program;
+  bool operator==(const Welcome&) const = default;
+  void fields(auto& visit) {
+    visit(version), visit(state), visit(ring_slots), visit(session), visit(program);
+  }
+};
+
+/// to_json(Error) as text.
+struct ErrorMessage {
+  static constexpr MessageType kType = MessageType::kError;
+  std::vector<std::byte> json;
+  bool operator==(const ErrorMessage&) const = default;
+  void fields(auto& visit) { visit(json); }
+};
+
+struct Ack {
+  static constexpr MessageType kType = MessageType::kAck;
+  uint64_t value = 0;  ///< what the request's description says, else 0
+  uint64_t second = 0;
+  bool operator==(const Ack&) const = default;
+  void fields(auto& visit) { visit(value), visit(second); }
+};
+
+/// Descriptor: the container. Answer: ACK{id, dma_entry_limit}.
+struct RegisterContainer {
+  static constexpr MessageType kType = MessageType::kRegisterContainer;
+  uint32_t kind = 0;          ///< ContainerKind
+  uint32_t hold_seconds = 0;  ///< custody after the owner's death
+  uint32_t flags = 0;         ///< none yet
+  std::string name;
+  bool operator==(const RegisterContainer&) const = default;
+  void fields(auto& visit) { visit(kind), visit(hold_seconds), visit(flags), visit(name); }
+};
+
+inline constexpr uint32_t kDeviceConsentsToReinit = 1;
+/// Descriptors: group, device. Answer: ACK{}.
+struct RegisterDevice {
+  static constexpr MessageType kType = MessageType::kRegisterDevice;
+  uint32_t container = 0;
+  uint32_t flags = 0;  ///< kDeviceConsentsToReinit
+  std::string bdf;
+  bool operator==(const RegisterDevice&) const = default;
+  void fields(auto& visit) { visit(container), visit(flags), visit(bdf); }
+};
+
+/// Descriptor: the memory. Answer: ACK{region id, length}.
+struct RegisterMemory {
+  static constexpr MessageType kType = MessageType::kRegisterMemory;
+  std::string name;
+  std::string path;  ///< how it is opened again; may be empty
+  bool operator==(const RegisterMemory&) const = default;
+  void fields(auto& visit) { visit(name), visit(path); }
+};
+
+enum class Subject : uint32_t { kContainer = 1, kMemory = 2 };
+struct Unregister {
+  static constexpr MessageType kType = MessageType::kUnregister;
+  Subject what = Subject::kContainer;
+  uint32_t id = 0;
+  bool operator==(const Unregister&) const = default;
+  void fields(auto& visit) { visit(what), visit(id); }
+};
+
+/// Drains the ring and commits. Answer: ACK{records applied since the connection was made}.
+struct Sync {
+  static constexpr MessageType kType = MessageType::kSync;
+  uint32_t flags = 0;
+  bool operator==(const Sync&) const = default;
+  void fields(auto& visit) { visit(flags); }
+};
+
+/// Descriptor: a memfd with `count` records of Mapping (32 bytes), sorted by iova: everything that
+/// is mapped now. Replaces the record of the container and ends "incomplete". Answer: ACK{count}.
+struct Resync {
+  static constexpr MessageType kType = MessageType::kResync;
+  uint32_t container = 0;
+  uint64_t count = 0;
+  bool operator==(const Resync&) const = default;
+  void fields(auto& visit) { visit(container), visit(count); }
+};
+
+/// The client lost records of this container: freeze refuses until RESYNC. Answer: ACK{}.
+struct Incomplete {
+  static constexpr MessageType kType = MessageType::kIncomplete;
+  uint32_t container = 0;
+  std::string why;
+  bool operator==(const Incomplete&) const = default;
+  void fields(auto& visit) { visit(container), visit(why); }
+};
+
+/// Asks for the descriptors of a restored (or held) container. Answer: TAKE_REPLY.
+struct Take {
+  static constexpr MessageType kType = MessageType::kTake;
+  std::string name;
+  bool operator==(const Take&) const = default;
+  void fields(auto& visit) { visit(name); }
+};
+
+enum class DescriptorRole : uint32_t {
+  kContainer = 1,
+  kGroup = 2,     ///< name: the device's BDF
+  kDevice = 3,    ///< name: the BDF
+  kMemory = 4,    ///< id: the region; name: its name; length: its bytes
+  kMappings = 5,  ///< a memfd of Mapping records sorted by iova; length: their number
+};
+struct DescriptorLabel {
+  DescriptorRole role = DescriptorRole::kContainer;
+  uint32_t id = 0;
+  uint64_t length = 0;
+  std::string name;
+  bool operator==(const DescriptorLabel&) const = default;
+  void fields(auto& visit) { visit(role), visit(id), visit(length), visit(name); }
+};
+
+/// One descriptor for each label, in order. Custody goes on until TAKEN arrives; when the peer dies
+/// before that the container is taken back.
+struct TakeReply {
+  static constexpr MessageType kType = MessageType::kTakeReply;
+  uint32_t container = 0;
+  uint32_t kind = 0;  ///< ContainerKind
+  std::vector<DescriptorLabel> labels;
+  bool operator==(const TakeReply&) const = default;
+  void fields(auto& visit) { visit(container), visit(kind), visit(labels); }
+};
+
+/// "I am alive and have them." From here on the sender owns the container. Answer: ACK{}.
+struct Taken {
+  static constexpr MessageType kType = MessageType::kTaken;
+  std::string name;
+  bool operator==(const Taken&) const = default;
+  void fields(auto& visit) { visit(name); }
+};
+
+/// Agent: stop your devices' DMA within `timeout_ms` and answer QUIESCED.
+struct Quiesce {
+  static constexpr MessageType kType = MessageType::kQuiesce;
+  uint64_t freeze = 0;  ///< names this attempt
+  uint32_t timeout_ms = 0;
+  bool operator==(const Quiesce&) const = default;
+  void fields(auto& visit) { visit(freeze), visit(timeout_ms); }
+};
+
+struct Quiesced {
+  static constexpr MessageType kType = MessageType::kQuiesced;
+  uint64_t freeze = 0;
+  uint32_t accepted = 0;  ///< 1: no DMA any more; 0: cannot, `why` says it
+  std::string why;
+  bool operator==(const Quiesced&) const = default;
+  void fields(auto& visit) { visit(freeze), visit(accepted), visit(why); }
+};
+
+struct Frozen {
+  static constexpr MessageType kType = MessageType::kFrozen;
+  uint64_t freeze = 0;
+  uint64_t generation = 0;
+  bool operator==(const Frozen&) const = default;
+  void fields(auto& visit) { visit(freeze), visit(generation); }
+};
+
+/// A freeze ended or did not come about: DMA may go on, mappings may change.
+struct Thawed {
+  static constexpr MessageType kType = MessageType::kThawed;
+  uint64_t freeze = 0;
+  std::string why;
+  bool operator==(const Thawed&) const = default;
+  void fields(auto& visit) { visit(freeze), visit(why); }
+};
+
+/// Changes hold_seconds of an own container. Answer: ACK{}.
+struct Hold {
+  static constexpr MessageType kType = MessageType::kHold;
+  uint32_t container = 0;
+  uint32_t seconds = 0;
+  bool operator==(const Hold&) const = default;
+  void fields(auto& visit) { visit(container), visit(seconds); }
+};
+
+/// The JSON text is not in the message but is the whole of the first descriptor, a memfd.
+inline constexpr uint32_t kJsonInDescriptor = 1;
+
+/// Control peers only: a JSON object with "verb", and bytes that JSON is bad at.
+template <MessageType Type>
+struct ControlMessage {
+  static constexpr MessageType kType = Type;
+  uint32_t flags = 0;
+  std::vector<std::byte> json;
+  std::vector<std::byte> tail;
+  bool operator==(const ControlMessage&) const = default;
+  void fields(auto& visit) { visit(flags), visit(json), visit(tail); }
+};
+using Control = ControlMessage<MessageType::kControl>;
+using Progress = ControlMessage<MessageType::kProgress>;
+using ControlResult = ControlMessage<MessageType::kResult>;
+
+using Message =
+    std::variant<Hello, Welcome, ErrorMessage, Ack, RegisterContainer, RegisterDevice,
+                 RegisterMemory, Unregister, Sync, Resync, Incomplete, Take, TakeReply, Taken,
+                 Quiesce, Quiesced, Frozen, Thawed, Hold, Control, Progress, ControlResult>;
+
+struct Packet {
+  Header header;
+  Message message;
+};
+
+/// Bytes of a whole datagram. A text beyond kMaxText is cut; a message that does not fit in
+/// kMaxMessageBytes comes back empty (only blobs can cause that, and their senders check first).
+[[nodiscard]] std::vector<std::byte> encode(const Message& message, uint64_t request,
+                                            size_t descriptors = 0, uint16_t version = 1);
+
+/// Checks magic, version range, type, length, then every field; bytes left over are an error but
+/// in HELLO and WELCOME. Errors are exit 1, HF-PROTOCOL (HF-PROTOCOL-VERSION: exit 4).
+[[nodiscard]] Result<Packet> decode(std::span<const std::byte> datagram);
+
+/// The highest version that both sides speak; HF-PROTOCOL-VERSION names both ranges.
+[[nodiscard]] Result<uint16_t> choose_version(const Hello& hello);
+
+[[nodiscard]] std::vector<std::byte> blob(std::string_view text);
+[[nodiscard]] std::string_view text_of(const std::vector<std::byte>& blob);
+
+}  // namespace holdfast::protocol
