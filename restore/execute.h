@@ -1,0 +1,122 @@
+#pragma once
+
+// Runs a plan, and exactly the plan, container by container:
+//
+//   started(generation, boot)
+//   per container:  steps 1..n ── ok ──► deposit ──► done          all, or
+//                        └─ failed at k ──► undo k-1..1 ──► failed   nothing
+//   finished         when every container of the generation is done or released
+//
+// Undoing never touches a live entry: adopted ranges are forgotten (Port::forget), mapped ones are
+// unmapped, descriptors are closed. A failed container does not stop the next one.
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "persist/base/mapped_range.h"
+#include "persist/base/result.h"
+#include "persist/base/unique_fd.h"
+#include "persist/base/uuid.h"
+#include "restore/kernel/port.h"
+#include "restore/plan.h"
+
+namespace holdfast::restore {
+
+/// Everything that keeps one restored container alive. Dropping it ends the container.
+struct Restored {
+  struct NamedFd {
+    std::string name;  ///< group number, BDF or region name
+    UniqueFd fd;
+  };
+  struct Memory {
+    uint32_t region = 0;
+    std::string name;
+    UniqueFd fd;
+    MappedRange range;  ///< the whole region in this process; MAP_DMA was given addresses in it
+  };
+  std::string name;
+  Strategy strategy = Strategy::kAdopt;
+  kernel::ContainerLimits limits;
+  UniqueFd container;
+  std::vector<NamedFd> groups;
+  std::vector<NamedFd> devices;
+  std::vector<Memory> memory;
+};
+
+/// Where restored descriptors go: holdfastd's custody.
+class Custody {
+ public:
+  virtual ~Custody() = default;
+  /// Takes the container over; on failure nothing was kept and the container is rolled back.
+  virtual Result<void> deposit(Restored&& restored) = 0;
+  /// Takes back what deposit() took, when the log could not say done.
+  virtual Result<Restored> withdraw(const std::string& container) = 0;
+};
+
+/// The arena's restore log; holdfastd, the one writer, implements it. Each call is durable when it
+/// returns.
+class RestoreLog {
+ public:
+  virtual ~RestoreLog() = default;
+  virtual Result<void> started(uint64_t generation, const Uuid& boot) = 0;
+  virtual Result<void> done(const std::string& container) = 0;
+  virtual Result<void> failed(const std::string& container, const Error& error) = 0;
+  virtual Result<void> finished() = 0;
+};
+
+/// One step that ran.
+struct StepReport {
+  std::string container;
+  Verb verb = Verb::kOpenContainer;
+  std::string text;
+  uint64_t start_ns = 0;  ///< CLOCK_MONOTONIC
+  uint64_t duration_ns = 0;
+  bool ok = false;
+};
+
+struct ContainerReport {
+  std::string name;
+  Strategy strategy = Strategy::kRefuse;
+  bool done = false;
+  bool undone = false;    ///< failed and rolled back whole
+  uint64_t mappings = 0;  ///< mapped or adopted
+  uint64_t duration_ns = 0;
+  std::optional<Error> error;  ///< why not done
+};
+
+struct Report {
+  uint64_t generation = 0;
+  std::vector<StepReport> steps;
+  std::vector<ContainerReport> containers;
+  bool finished = false;  ///< the restore log says finished
+  /// exit 0: nullopt. All failed: the first failure. Some: exit 6, HF-RESTORE-PARTLY, naming both.
+  std::optional<Error> error;
+};
+
+struct Progress {
+  std::string container;
+  const Step* step = nullptr;
+  uint64_t index = 0, total = 0;  ///< steps over all containers, from 1
+  uint64_t done = 0;              ///< mappings of a kMapRanges step so far; sent every 64 Ki
+};
+
+struct ExecuteOptions {
+  Uuid boot;            ///< running kernel's boot id
+  bool resume = false;  ///< Turn::kResume: `started` is already in the log
+  /// Containers of the generation that are not in the plan and need no more work (done, released):
+  /// finished() is logged only when all others are done.
+  std::vector<std::string> settled;
+  std::function<void(const Progress&)> progress;
+  /// Called before every call into port, custody and log, with its number from 0: tests kill there.
+  std::function<void(uint64_t point)> before_call;
+};
+
+/// Fails (nothing touched) with plan.refusal() where there is one, or when `started` cannot be
+/// logged; everything later is in the report. Single-threaded; blocks for as long as the ioctls do.
+[[nodiscard]] Result<Report> execute(const Plan& plan, kernel::Port& port, Custody& custody,
+                                     RestoreLog& log, const ExecuteOptions& options);
+
+}  // namespace holdfast::restore

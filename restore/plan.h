@@ -1,0 +1,112 @@
+#pragma once
+
+// The plan: the list of steps a restore will take, computed without side effects, shown before it
+// is run. What is shown is exactly what execute() runs.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "persist/arena/reader.h"
+#include "persist/base/result.h"
+#include "persist/model/generation.h"
+#include "restore/kernel/port.h"
+#include "restore/verify.h"
+
+namespace holdfast::restore {
+
+/// How one container is taken up.
+enum class Strategy : uint32_t {
+  kRefuse = 0,   ///< it is not: see refusals
+  kAdopt = 1,    ///< live tables are registered, not touched; DMA goes on
+  kRemap = 2,    ///< a new container, the same IOVAs mapped to the same memory; the device restarts
+  kSettled = 3,  ///< this boot already restored it
+};
+[[nodiscard]] std::string_view strategy_name(Strategy strategy);
+
+enum class Verb : uint32_t {
+  kOpenRegion = 1,     ///< open the memory and map it into the restoring process
+  kOpenContainer = 2,  ///< an empty container
+  kAttachGroup = 3,    ///< open the group, put it in, set the IOMMU with the first one
+  kCheckLimits = 4,    ///< what the kernel now says the container may map
+  kMapRanges = 5,      ///< every mapping as recorded, adopted or mapped
+  kOpenDevice = 6,     ///< the device descriptor; resets the device where noted
+  kDeposit = 7,        ///< descriptors go into holdfastd's custody for their owner
+  kLogDone = 8,        ///< the restore log says done
+};
+[[nodiscard]] std::string_view verb_name(Verb verb);  ///< "open-region", …
+
+/// What opening a device does to it.
+enum class Reopen : uint32_t {
+  kUntouched = 0,    ///< adopted: it keeps running
+  kResets = 1,       ///< reset by `reset_method`
+  kCannotReset = 2,  ///< no reset method: keeps registers and memory, bus mastering is turned off
+};
+[[nodiscard]] std::string_view reopen_name(Reopen reopen);
+
+/// One step, as a value.
+struct Step {
+  Verb verb = Verb::kOpenContainer;
+  uint32_t region = 0;  ///< kOpenRegion: Region::id
+  size_t device = 0;    ///< kAttachGroup, kOpenDevice: index into Container::devices
+  kernel::MapMode mode = kernel::MapMode::kMap;  ///< kMapRanges
+  bool preserved = false;                        ///< kOpenContainer
+  uint64_t count = 0;                            ///< kMapRanges: mappings
+  uint64_t bytes = 0;                            ///< kMapRanges, kOpenRegion
+  Reopen reopen = Reopen::kUntouched;            ///< kOpenDevice
+  std::string reset_method;                      ///< kOpenDevice, as this kernel names it
+  std::string text;  ///< one line for people: "open device 0000:00:04.0 (resets it: flr)"
+};
+
+struct ContainerPlan {
+  std::string name;
+  Strategy strategy = Strategy::kRefuse;
+  Evidence evidence = Evidence::kNone;
+  Proof proof = Proof::kNone;
+  std::string why;    ///< why nothing better is possible; empty for kAdopt and kSettled
+  std::string takes;  ///< what it would take to do better; may be empty
+  std::vector<Step> steps;
+  uint64_t mappings = 0, bytes = 0;
+  arena::MappingTable table;    ///< a view into the generation, which must outlive the plan
+  std::vector<Error> refusals;  ///< why it is not taken up, in order of weight
+  const ContainerRecord* record = nullptr;  ///< in the manifest given to make_plan
+};
+
+struct Plan {
+  uint64_t generation = 0;
+  Uuid arena;
+  Policy sealed = Policy::kAdopt;
+  Policy asked = Policy::kAdopt;
+  kernel::Capabilities capabilities;
+  std::vector<ContainerPlan> containers;
+  std::optional<Error> policy_refusal;  ///< HF-POLICY-WEAKER
+  const Manifest* manifest = nullptr;   ///< as given to make_plan; must outlive the plan
+
+  /// The refusal that restore ends with instead of running: a weaker policy, then differences
+  /// (exit 3), then what is missing (4), then safety rules (5); further ones are in its details.
+  /// nullopt: it runs.
+  [[nodiscard]] std::optional<Error> refusal() const;
+  [[nodiscard]] uint64_t step_count() const;
+};
+
+struct PlanInput {
+  const Manifest& manifest;  ///< must outlive the plan
+  const kernel::Capabilities& capabilities;
+  const Findings& findings;  ///< of the containers to be restored
+  Policy asked = Policy::kAdopt;
+  bool allow_weaker = false;         ///< a restore weaker than the sealed policy was asked for
+  std::vector<std::string> settled;  ///< done in this boot and held, or taken by their owner
+  std::vector<std::string> logged;   ///< of those, what the restore log already calls done
+};
+
+/// Pure: no I/O, no failure. A plan that must not run says so in refusal().
+[[nodiscard]] Plan make_plan(const PlanInput& input);
+
+/// For people: each container with its steps numbered, why nothing better is possible, what it
+/// takes.
+[[nodiscard]] std::string text(const Plan& plan);
+// The same as JSON: to_json(const Plan&) in restore/plan_json.h.
+
+}  // namespace holdfast::restore

@@ -1,0 +1,50 @@
+#pragma once
+
+// The way to a plan in one call, in the order that refuses soonest: token, checksums, probe,
+// compare, plan. Used alike by `holdfast plan`, `holdfast restore` and holdfastd.
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "persist/arena/reader.h"
+#include "restore/kernel/port.h"
+#include "restore/plan.h"
+#include "restore/token.h"
+#include "restore/verify.h"
+
+namespace holdfast::restore {
+
+struct Request {
+  std::optional<Policy> policy;  ///< nullopt: the sealed one
+  bool allow_weaker = false;     ///< --allow-weaker
+  std::string only;              ///< --only NAME
+  bool check_token = true;       ///< `holdfast plan` on the old kernel looks without it
+  bool checksums = true;
+  std::optional<uint64_t> memlock_limit;  ///< of the process that will map
+  /// What this boot's agent still holds, or has handed to its owner. A container that the log calls
+  /// done but that is neither is restored again.
+  std::vector<std::string> held;
+};
+
+/// Everything about a generation that is needed to run its plan. Not copyable: the plan points into
+/// the view.
+struct Prepared {
+  explicit Prepared(arena::GenerationView v) : view(std::move(v)) {}
+  Prepared(Prepared&&) = default;
+  Prepared(const Prepared&) = delete;
+
+  arena::GenerationView view;
+  Turn turn = Turn::kFirst;
+  arena::Reader::RestoreLog log;
+  Findings findings;
+  Plan plan;
+  std::vector<std::string> settled;  ///< for ExecuteOptions::settled
+};
+
+/// Refusals of token and checksums come back as errors (exit 5, exit 3); differences of devices,
+/// memory, tables, limits and policy stand in plan.refusal().
+[[nodiscard]] Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port,
+                                       const BootFacts& boot, const Request& request);
+
+}  // namespace holdfast::restore

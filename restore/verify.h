@@ -1,0 +1,92 @@
+#pragma once
+
+// What was recorded, held against what is there now. Nothing here opens a device, a group or a
+// container: devices and memory are looked at through sysfs, live page tables through the kernel's
+// read-only view of them.
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "persist/arena/reader.h"
+#include "persist/base/result.h"
+#include "persist/model/generation.h"
+#include "restore/kernel/port.h"
+
+namespace holdfast::restore {
+
+/// How far a container's page tables are proven.
+enum class Proof : uint32_t {
+  kNone = 0,     ///< no evidence was kept, or it was not looked at
+  kKept = 1,     ///< the kept pages say what the mappings say; live tables are not to be had
+  kLive = 2,     ///< kept pages, live tables and mappings agree: can be adopted
+  kDiffers = 3,  ///< they do not; `problems` names the first place
+};
+[[nodiscard]] std::string_view proof_name(Proof proof);  ///< "none", "kept", "live", "differs"
+
+/// One container, compared.
+struct ContainerFindings {
+  std::string name;
+  arena::MappingTable mappings;     ///< a view into the generation; no copy
+  uint64_t mapping_bytes = 0;       ///< sum of sizes
+  uint64_t accounted_bytes = 0;     ///< of those, what counts against RLIMIT_MEMLOCK
+  std::vector<uint32_t> regions;    ///< ids of the regions mapped, ascending
+  std::vector<Device> devices_now;  ///< as found, in the order of the record; absent ones left out
+  Proof proof = Proof::kNone;
+  std::string no_live_tables;  ///< why proof is not kLive, where evidence was kept
+  uint64_t table_pages = 0;    ///< pages compared
+  uint64_t leaves = 0;         ///< leaf entries walked
+  /// Every difference found: exit 3 (what is there is not what was saved) or 4 (a limit of this
+  /// host). Empty: the container can be taken up.
+  std::vector<Error> problems;
+};
+
+struct Findings {
+  std::vector<ContainerFindings> containers;  ///< in manifest order; all, or the one asked for
+  [[nodiscard]] const ContainerFindings* find(std::string_view name) const;
+};
+
+struct InspectOptions {
+  std::string only;    ///< a container's name; empty: all
+  bool tables = true;  ///< walk and compare page tables where evidence was kept
+  /// RLIMIT_MEMLOCK of the process that will map, bytes; nullopt: not limited (CAP_IPC_LOCK).
+  std::optional<uint64_t> memlock_limit;
+};
+/// The running process's own: nullopt with CAP_IPC_LOCK or an unlimited RLIMIT_MEMLOCK.
+[[nodiscard]] std::optional<uint64_t> own_memlock_limit();
+
+/// Compares devices, memory, page tables and limits of a generation with what `port` shows. Fails
+/// only where it cannot look (unknown `only`: exit 2); differences are findings.
+/// `view` must outlive the findings. Checksums are not read: see arena::Reader::verify.
+[[nodiscard]] Result<Findings> inspect(const arena::GenerationView& view, kernel::Port& port,
+                                       const kernel::Capabilities& capabilities,
+                                       const InspectOptions& options);
+
+// -- the single comparisons
+// -----------------------------------------------------------------------------
+
+/// HF-DEVICE-MISSING, HF-DEVICE-MOVED, HF-DEVICE-DIFFERS (exit 3), each difference a detail line
+/// "vendor: recorded 0x8086, found 0x1234". `now` nullptr: it is not there.
+[[nodiscard]] std::vector<Error> compare_device(const Device& recorded, const Device* now);
+
+/// HF-MEMORY-MISSING, HF-MEMORY-DIFFERS, HF-MEMORY-RENAMED (exit 3). `now` nullptr: it is not
+/// there. `others`: what every other known path names now; a region found there by uuid or physical
+/// base is named.
+[[nodiscard]] std::vector<Error> compare_region(const Region& recorded, const Region* now,
+                                                std::span<const Region> others);
+
+/// Counts, regions and limits of one table in one linear pass; appends to `findings.problems`:
+/// HF-MEMORY-BOUNDS, HF-RECORD-ORDER (exit 3), HF-LIMIT-APERTURE (exit 4).
+void scan_mappings(const Manifest& manifest, const ContainerRecord& record,
+                   ContainerFindings& findings);
+
+/// Kept pages against live ones against mappings; sets proof, table_pages, leaves and problems:
+/// HF-TABLES-DIFFER, HF-TABLES-CHANGED, HF-TABLES-RECORD (exit 3).
+void compare_tables(const arena::GenerationView& view, const ContainerRecord& record,
+                    kernel::Port& port, const kernel::Capabilities& capabilities,
+                    ContainerFindings& findings);
+
+}  // namespace holdfast::restore
