@@ -32,6 +32,8 @@ inline constexpr uint32_t kTableBytes = 4096;
 [[nodiscard]] constexpr bool is_leaf(uint64_t entry, uint32_t level) {
   return level == 1 || ((level == 2 || level == 3) && (entry & kEntryLargePage) != 0);
 }
-[[nodiscard]] constexpr uint64_t entry_address(uint64_t entry) { return entry & kEntryAddressMask; }
+[[nodiscard]] constexpr uint64_t entry_address(uint64_t entry) {
+  return entry & kEntryAddressMask;
+}
 
 }  // namespace holdfast::pagetable

@@ -1,0 +1,37 @@
+#include "persist/pagetable/leaf_scan.h"
+
+namespace holdfast::pagetable {
+
+void scan_leaves_plain(const uint64_t* entries, LeafMasks& out) {
+  uint64_t previous = 0;
+  uint64_t bits = 0;
+  for (uint32_t word = 0; word < 8; ++word) {
+    uint64_t present_word = 0;
+    uint64_t break_word = 0;
+    for (uint32_t i = 0; i < 64; ++i) {
+      const uint64_t entry = entries[word * 64 + i];
+      const uint64_t run = entry & kRunBits;
+      const bool here = present(entry);
+      present_word |= uint64_t{here} << i;
+      break_word |= uint64_t{run - previous != kTableBytes} << i;
+      bits |= here ? entry : 0;
+      previous = run;
+    }
+    out.present[word] = present_word;
+    out.breaks[word] = break_word;
+  }
+  out.breaks[0] |= 1;
+  out.present_bits = bits;
+}
+
+LeafScan best_leaf_scan() {
+  static const LeafScan best = [] {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f")) return &scan_leaves_avx512;
+    if (__builtin_cpu_supports("avx2")) return &scan_leaves_avx2;
+    return &scan_leaves_plain;
+  }();
+  return best;
+}
+
+}  // namespace holdfast::pagetable

@@ -1,0 +1,1 @@
+holdfast_fuzzer(pagetable_walk SOURCES pagetable_walk.cc LINKS holdfast_pagetable)
