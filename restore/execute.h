@@ -50,10 +50,9 @@ struct Restored {
 class Custody {
  public:
   virtual ~Custody() = default;
-  /// Takes the container over; on failure nothing was kept and the container is rolled back.
-  virtual Result<void> deposit(Restored&& restored) = 0;
-  /// Takes back what deposit() took, when the log could not say done.
-  virtual Result<Restored> withdraw(const std::string& container) = 0;
+  /// Takes the container over: moves out of `restored` on success, leaves it whole on failure (it
+  /// is then rolled back).
+  virtual Result<void> deposit(Restored& restored) = 0;
 };
 
 /// The arena's restore log; holdfastd, the one writer, implements it. Each call is durable when it

@@ -56,8 +56,8 @@ struct Step {
   uint64_t count = 0;                            ///< kMapRanges: mappings
   uint64_t bytes = 0;                            ///< kMapRanges, kOpenRegion
   Reopen reopen = Reopen::kUntouched;            ///< kOpenDevice
-  std::string reset_method;                      ///< kOpenDevice, as this kernel names it
-  std::string text;  ///< one line for people: "open device 0000:00:04.0 (resets it: flr)"
+  std::string reset_method{};                    ///< kOpenDevice, as this kernel names it
+  std::string text{};  ///< one line for people: "open device 0000:00:04.0 (resets it: flr)"
 };
 
 struct ContainerPlan {

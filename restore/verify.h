@@ -50,7 +50,9 @@ struct Findings {
 };
 
 struct InspectOptions {
-  std::string only;    ///< a container's name; empty: all
+  std::string only;  ///< a container's name; empty: all
+  /// Containers that need no work: listed in the findings, not looked at (their devices are open).
+  std::vector<std::string> skip;
   bool tables = true;  ///< walk and compare page tables where evidence was kept
   /// RLIMIT_MEMLOCK of the process that will map, bytes; nullopt: not limited (CAP_IPC_LOCK).
   std::optional<uint64_t> memlock_limit;
@@ -69,8 +71,10 @@ struct InspectOptions {
 // -----------------------------------------------------------------------------
 
 /// HF-DEVICE-MISSING, HF-DEVICE-MOVED, HF-DEVICE-DIFFERS (exit 3), each difference a detail line
-/// "vendor: recorded 0x8086, found 0x1234". `now` nullptr: it is not there.
-[[nodiscard]] std::vector<Error> compare_device(const Device& recorded, const Device* now);
+/// "vendor: recorded 0x8086, found 0x1234". `now` nullptr: it is not there; `others`: every other
+/// device of this host, so that one that moved is named.
+[[nodiscard]] std::vector<Error> compare_device(const Device& recorded, const Device* now,
+                                                std::span<const Device> others);
 
 /// HF-MEMORY-MISSING, HF-MEMORY-DIFFERS, HF-MEMORY-RENAMED (exit 3). `now` nullptr: it is not
 /// there. `others`: what every other known path names now; a region found there by uuid or physical
@@ -84,7 +88,8 @@ void scan_mappings(const Manifest& manifest, const ContainerRecord& record,
                    ContainerFindings& findings);
 
 /// Kept pages against live ones against mappings; sets proof, table_pages, leaves and problems:
-/// HF-TABLES-DIFFER, HF-TABLES-CHANGED, HF-TABLES-RECORD (exit 3).
+/// HF-TABLE-DIFFERS and the other HF-TABLE-… of persist/pagetable, HF-TABLES-CHANGED,
+/// HF-TABLES-KEPT (exit 3). Live tables are only asked for where the kernel can adopt.
 void compare_tables(const arena::GenerationView& view, const ContainerRecord& record,
                     kernel::Port& port, const kernel::Capabilities& capabilities,
                     ContainerFindings& findings);

@@ -36,16 +36,17 @@ struct Capability {
 };
 
 struct Capabilities {
-  std::string port;            ///< "type1", "sim"
+  std::string port;  ///< "type1", "sim"
   std::string kernel_release;
-  Capability map;              ///< containers can be made and mapped at all
-  Capability live_update;      ///< VFIO_DMA_MAP_FLAG_LIVE_UPDATE: adopt
-  Capability preserved_tables; ///< tables of opted-in containers outlive the kernel
-  Capability hold;             ///< the kernel's own hold from freeze to thaw
-  Capability read_tables;      ///< live second-stage tables can be read from user space
-  Capability update_vaddr;     ///< VFIO_UPDATE_VADDR (extension 10)
-  Capability unmap_all;        ///< VFIO_UNMAP_ALL (extension 9)
-  Capability change_dma_owner; ///< extension 11
+  Capability map;                ///< containers can be made and mapped at all
+  Capability live_update;        ///< VFIO_DMA_MAP_FLAG_LIVE_UPDATE: adopt
+  Capability preserved_tables;   ///< tables of opted-in containers outlive the kernel
+  Capability hold;               ///< the kernel's own hold from freeze to thaw
+  Capability read_tables;        ///< live second-stage tables can be read from user space
+  Capability update_vaddr;       ///< VFIO_UPDATE_VADDR (extension 10)
+  Capability unmap_all;          ///< VFIO_UNMAP_ALL (extension 9)
+  Capability change_dma_owner;   ///< extension 11
+  uint32_t dma_entry_limit = 0;  ///< mappings a new container may hold; 0: not known beforehand
 };
 
 /// What a container looks like to its kernel.
@@ -54,7 +55,7 @@ struct ContainerLimits {
   uint32_t dma_entry_limit = 65535;  ///< vfio_iommu_type1.dma_entry_limit
   uint32_t dma_available = 65535;    ///< VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL
   std::vector<IovaRange> aperture;
-  uint32_t address_width = 39;       ///< bits
+  uint32_t address_width = 39;  ///< bits
 };
 
 /// How a map call is to be carried out.
@@ -112,6 +113,10 @@ class Port {
   virtual Result<Region> describe_region(const std::string& path) = 0;
   /// The region behind an open descriptor.
   virtual Result<Region> describe_region(BorrowedFd memory) = 0;
+  /// Every device and every region path that could be described now: only used to say where a
+  /// missing one went. Empty where there is no such list.
+  virtual std::vector<std::string> device_addresses() { return {}; }
+  virtual std::vector<std::string> region_paths() { return {}; }
   /// Opens a region for mapping, read-write.
   virtual Result<UniqueFd> open_region(const Region& region) = 0;
 

@@ -1,0 +1,275 @@
+#include "restore/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+namespace holdfast::restore {
+namespace {
+
+using kernel::Answer;
+using kernel::Capability;
+
+/// Why one of the two ways is closed.
+struct Obstacle {
+  Exit exit = Exit::kUnsupported;
+  std::string code, why, takes;
+};
+
+bool contains(const std::vector<std::string>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+std::string answer_text(const Capability& capability) {
+  const std::string_view known =
+      capability.answer == Answer::kUnknown ? "it is not known whether" : "no";
+  return capability.how.empty() ? std::string(known) : capability.how;
+}
+
+/// What stands against adopting, worst first: what the kernel lacks, what was not kept, what could
+/// not be proven.
+std::optional<Obstacle> against_adopt(const PlanInput& input, const ContainerRecord& record,
+                                      const ContainerFindings& findings) {
+  const auto& can = input.capabilities;
+  if (can.live_update.answer != Answer::kYes)
+    return Obstacle{Exit::kUnsupported, "HF-ADOPT-UNSUPPORTED",
+                    fmt::format("kernel {} cannot take up live tables ({})", can.kernel_release,
+                                answer_text(can.live_update)),
+                    can.live_update.remedy};
+  if (can.preserved_tables.answer != Answer::kYes)
+    return Obstacle{Exit::kUnsupported, "HF-ADOPT-UNSUPPORTED",
+                    fmt::format("kernel {} does not keep tables over a kexec ({})",
+                                can.kernel_release, answer_text(can.preserved_tables)),
+                    can.preserved_tables.remedy};
+  if (record.container.kind == ContainerKind::kType1)
+    return Obstacle{Exit::kUnsupported, "HF-ADOPT-NOT-PRESERVED",
+                    "it was opened as a plain type1 container, whose tables end with their kernel",
+                    "its owner opens a preserved container before the next freeze"};
+  if (record.container.evidence != Evidence::kTables)
+    return Obstacle{Exit::kUnsupported, "HF-ADOPT-NO-EVIDENCE",
+                    "no page tables were kept at the freeze (evidence none); without them nothing "
+                    "can be proven",
+                    "a kernel whose page tables can be read when it is frozen"};
+  if (findings.proof != Proof::kLive)
+    return Obstacle{
+        Exit::kUnsupported, "HF-ADOPT-NO-LIVE-TABLES",
+        findings.no_live_tables.empty()
+            ? std::string("its live page tables were not compared")
+            : fmt::format("its live page tables cannot be read: {}", findings.no_live_tables),
+        "a kernel that inherited them and shows them"};
+  return std::nullopt;
+}
+
+const Device* found_now(const ContainerFindings& findings, const std::string& bdf) {
+  for (const auto& device : findings.devices_now)
+    if (device.bdf == bdf) return &device;
+  return nullptr;
+}
+
+Reopen reopen_of(const Device& now) {
+  return now.reset_method.empty() ? Reopen::kCannotReset : Reopen::kResets;
+}
+
+std::string reopen_text(const std::string& bdf, Reopen reopen, const std::string& method) {
+  switch (reopen) {
+    case Reopen::kUntouched:
+      return fmt::format("open device {} (it keeps running)", bdf);
+    case Reopen::kResets:
+      return fmt::format("open device {} (resets it: {})", bdf, method);
+    case Reopen::kCannotReset:
+      break;
+  }
+  return fmt::format(
+      "open device {} (cannot be reset: it keeps its registers, bus mastering is turned off)", bdf);
+}
+
+std::vector<Obstacle> against_remap(const PlanInput& input, const ContainerRecord& record,
+                                    const ContainerFindings& findings) {
+  std::vector<Obstacle> out;
+  if (input.capabilities.map.answer == Answer::kNo)
+    out.push_back(
+        {Exit::kUnsupported, "HF-MAP-UNSUPPORTED",
+         fmt::format("kernel {} has no containers to map into ({})",
+                     input.capabilities.kernel_release, answer_text(input.capabilities.map)),
+         input.capabilities.map.remedy});
+  for (const auto& device : record.container.devices) {
+    if (device.consents_to_reinit) continue;
+    const Device* now = found_now(findings, device.bdf);
+    const std::string method = now == nullptr ? device.reset_method : now->reset_method;
+    out.push_back(
+        {Exit::kRefused, "HF-REINIT-CONSENT",
+         method.empty()
+             ? fmt::format("device {} cannot be reset, and its owner did not declare that it "
+                           "re-initialises it",
+                           device.bdf)
+             : fmt::format("opening device {} resets it ({}), and its owner did not declare that "
+                           "it re-initialises it",
+                           device.bdf, method),
+         "the owner registers the device with its consent to re-initialise, before the freeze"});
+  }
+  return out;
+}
+
+Error refusal_of(const ContainerPlan& plan, const Obstacle& obstacle) {
+  return refuse(obstacle.exit, obstacle.code, fmt::format("container {}", plan.name), obstacle.why,
+                obstacle.takes)
+      .error();
+}
+
+/// The steps of taking a container up, in the order in which they are run. What changes the state
+/// of a device, opening it, comes last: everything before it can be undone without a trace.
+void add_steps(const PlanInput& input, const ContainerRecord& record,
+               const ContainerFindings& findings, ContainerPlan& plan) {
+  const bool adopt = plan.strategy == Strategy::kAdopt;
+  const auto& devices = record.container.devices;
+  const auto add = [&plan](Step step) { plan.steps.push_back(std::move(step)); };
+
+  for (const uint32_t id : findings.regions) {
+    const Region* region = input.manifest.find_region(id);
+    if (region == nullptr) continue;
+    add({.verb = Verb::kOpenRegion,
+         .region = id,
+         .bytes = region->length,
+         .text = fmt::format("open region {} ({}), {:#x} bytes", region->name, region->path,
+                             region->length)});
+  }
+  add({.verb = Verb::kOpenContainer,
+       .preserved = adopt,
+       .text = adopt ? "open a container that takes up preserved tables" : "open a new container"});
+  std::set<std::string> groups;
+  for (size_t i = 0; i < devices.size(); ++i) {
+    const std::string& group = devices[i].group.empty() ? devices[i].bdf : devices[i].group;
+    if (!groups.insert(group).second) continue;
+    add({.verb = Verb::kAttachGroup,
+         .device = i,
+         .text = fmt::format("attach group {} (device {}){}", group, devices[i].bdf,
+                             groups.size() == 1 ? " and set the IOMMU" : "")});
+  }
+  add({.verb = Verb::kCheckLimits, .text = "check aperture and entry limit of the container"});
+  add({.verb = Verb::kMapRanges,
+       .mode = adopt ? kernel::MapMode::kAdopt : kernel::MapMode::kMap,
+       .count = plan.mappings,
+       .bytes = plan.bytes,
+       .text = fmt::format("{} {} mappings, {:#x} bytes, as recorded", adopt ? "adopt" : "map",
+                           plan.mappings, plan.bytes)});
+  for (size_t i = 0; i < devices.size(); ++i) {
+    const Device* now = found_now(findings, devices[i].bdf);
+    const Device& device = now == nullptr ? devices[i] : *now;
+    const Reopen reopen = adopt ? Reopen::kUntouched : reopen_of(device);
+    add({.verb = Verb::kOpenDevice,
+         .device = i,
+         .reopen = reopen,
+         .reset_method = device.reset_method,
+         .text = reopen_text(device.bdf, reopen, device.reset_method)});
+  }
+  add({.verb = Verb::kDeposit, .text = "hand the descriptors to holdfastd for their owner"});
+  add({.verb = Verb::kLogDone, .text = "log: done"});
+}
+
+/// Chooses, and says why nothing better is possible.
+void choose(const PlanInput& input, const ContainerRecord& record,
+            const ContainerFindings& findings, ContainerPlan& plan) {
+  const auto adopt = against_adopt(input, record, findings);
+  if (adopt) {
+    plan.why = adopt->why;
+    plan.takes = adopt->takes;
+  }
+  if (input.asked != Policy::kRemap && !adopt) {
+    plan.strategy = Strategy::kAdopt;
+    return;
+  }
+  if (input.asked == Policy::kAdopt) {
+    plan.refusals.push_back(refusal_of(plan, *adopt));
+    return;
+  }
+  if (!adopt) {
+    plan.why = "the policy asked for is remap";
+    plan.takes = "--policy adopt or adopt-or-remap";
+  }
+  const auto remap = against_remap(input, record, findings);
+  for (const auto& obstacle : remap) plan.refusals.push_back(refusal_of(plan, obstacle));
+  if (!plan.refusals.empty() && adopt)
+    plan.refusals.front().details.push_back(fmt::format("it cannot be adopted: {}", adopt->why));
+  if (plan.refusals.empty()) plan.strategy = Strategy::kRemap;
+}
+
+}  // namespace
+
+Plan make_plan(const PlanInput& input) {
+  Plan plan;
+  plan.generation = input.manifest.number;
+  plan.arena = input.manifest.arena;
+  plan.sealed = input.manifest.seal.policy;
+  plan.asked = input.asked;
+  plan.capabilities = input.capabilities;
+  plan.manifest = &input.manifest;
+  if (weaker(input.asked, plan.sealed) && !input.allow_weaker)
+    plan.policy_refusal =
+        refuse(Exit::kRefused, "HF-POLICY-WEAKER", fmt::format("generation {}", plan.generation),
+               fmt::format("was sealed with policy {}; {} promises less", policy_name(plan.sealed),
+                           policy_name(plan.asked)),
+               "if its devices may be restarted: --allow-weaker")
+            .error();
+  for (const auto& found : input.findings.containers) {
+    const ContainerRecord* record = input.manifest.find(found.name);
+    if (record == nullptr) continue;
+    ContainerPlan container;
+    container.name = found.name;
+    container.record = record;
+    container.evidence = record->container.evidence;
+    container.proof = found.proof;
+    container.table = found.mappings;
+    container.mappings = found.mappings.size();
+    container.bytes = found.mapping_bytes;
+    if (contains(input.settled, found.name)) {
+      container.strategy = Strategy::kSettled;
+      if (!contains(input.logged, found.name))
+        container.steps.push_back({.verb = Verb::kLogDone, .text = "log: done"});
+    } else if (!found.problems.empty()) {
+      container.refusals = found.problems;
+    } else {
+      choose(input, *record, found, container);
+      if (container.strategy != Strategy::kRefuse) add_steps(input, *record, found, container);
+    }
+    plan.containers.push_back(std::move(container));
+  }
+  return plan;
+}
+
+std::optional<Error> Plan::refusal() const {
+  // Differences weigh most: whoever overrides a policy must not do so over a wrong device.
+  const auto weight = [](const Error& error) {
+    switch (error.exit) {
+      case Exit::kVerification:
+        return 0;
+      case Exit::kUnsupported:
+        return 1;
+      default:
+        return 2;
+    }
+  };
+  std::vector<const Error*> all;
+  if (policy_refusal) all.push_back(&*policy_refusal);
+  for (const auto& container : containers)
+    for (const auto& error : container.refusals) all.push_back(&error);
+  if (all.empty()) return std::nullopt;
+  std::stable_sort(all.begin() + (policy_refusal ? 1 : 0), all.end(),
+                   [&](const Error* a, const Error* b) { return weight(*a) < weight(*b); });
+  Error first = *all.front();
+  constexpr size_t kListed = 16;
+  for (size_t i = 1; i < all.size() && i <= kListed; ++i)
+    first.details.push_back("also: " + all[i]->headline());
+  if (all.size() > kListed + 1)
+    first.details.push_back(fmt::format("and {} more", all.size() - kListed - 1));
+  first.details.emplace_back("nothing was changed");
+  return std::move(first).in("restore refused");
+}
+
+uint64_t Plan::step_count() const {
+  uint64_t count = 0;
+  for (const auto& container : containers) count += container.steps.size();
+  return count;
+}
+
+}  // namespace holdfast::restore
