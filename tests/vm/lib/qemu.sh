@@ -1,0 +1,38 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154,SC2034 # variables of `run` and for it
+# One emulated machine, its serial log and its verdict. Sourced by `run`.
+
+# The guest ends with outl(34, 0xf4), which QEMU turns into 2*34+1. Anything else is a failure: 0 is
+# a kernel panic under -no-reboot, 134 an abort of QEMU, 124 the time limit.
+VM_GOOD_EXIT=69
+
+# stamp: every line of standard input with the host's time in front.
+stamp() {
+  local line now
+  while IFS= read -r line || [ -n "$line" ]; do
+    now=$EPOCHREALTIME
+    line=${line//$'\r'/}
+    printf '%(%H:%M:%S)T.%.3s %s\n' "${now%.*}" "${now#*.}" "$line"
+  done
+}
+
+# run_machine LOG LIMIT CMDLINE [QEMU ARGUMENT...]: boots the cached kernel once and appends its
+# serial console to LOG. Returns 0 only if the guest ended the machine itself, in time.
+run_machine() {
+  local log=$1 limit=$2 cmdline=$3 status
+  shift 3
+  {
+    timeout --kill-after=5 "$limit" qemu-system-x86_64 \
+      -accel tcg,thread=multi -M q35 -cpu max -smp "${VM_CPUS:-2}" -m "${VM_MEMORY:-1536M}" \
+      -nodefaults -display none -serial stdio -monitor none \
+      -device isa-debug-exit,iobase=0xf4,iosize=0x04 \
+      -device intel-iommu,intremap=on,caching-mode=on \
+      -kernel "$BASE_DIR/vmlinuz" -initrd "$VM_INITRD" \
+      -append "console=ttyS0 panic=-1 quiet loglevel=4 intel_iommu=on $cmdline" "$@" </dev/null
+    status=$?
+    [ $status = 124 ] && echo "vm: time limit of $limit s reached"
+    echo "vm: qemu exit status $status"
+  } 2>&1 | stamp >>"$log"
+  if grep -q 'Kernel panic' "$log"; then return 1; fi
+  tail -n 1 "$log" | grep -q "qemu exit status $VM_GOOD_EXIT\$"
+}
