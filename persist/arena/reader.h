@@ -24,20 +24,20 @@ namespace holdfast::arena {
 struct Header {
   std::string path;
   Uuid uuid;
-  uint32_t format = 0;            ///< on-disk format version
-  std::string medium;             ///< "file", "block", "devdax"
+  uint32_t format = 0;                ///< on-disk format version
+  std::string medium;                 ///< "file", "block", "devdax"
   std::vector<std::string> survives;  ///< of "kill", "kexec", "power loss"
-  uint64_t size = 0;              ///< bytes
-  uint64_t used = 0;              ///< bytes referenced by retained generations and the journal
+  uint64_t size = 0;                  ///< bytes
+  uint64_t used = 0;                  ///< bytes referenced by retained generations and the journal
   uint64_t files_quota = 0, files_used = 0;  ///< bytes
   uint32_t retain = 4;
-  uint64_t commit_sequence = 0;   ///< of the superblock in force
+  uint64_t commit_sequence = 0;  ///< of the superblock in force
   ArenaState state = ArenaState::kIdle;
-  std::string nonce;              ///< armed or sealed; empty: none
-  std::string armed_kernel;       ///< XXH3-128 hex of the image that was loaded, and its path
-  uint64_t current = 0;           ///< newest generation, 0: none yet
-  uint64_t frozen = 0;            ///< sealed generation, 0: none
-  std::string broken_reason;      ///< why the state is broken or refused
+  std::string nonce;          ///< armed or sealed; empty: none
+  std::string armed_kernel;   ///< XXH3-128 hex of the image that was loaded, and its path
+  uint64_t current = 0;       ///< newest generation, 0: none yet
+  uint64_t frozen = 0;        ///< sealed generation, 0: none
+  std::string broken_reason;  ///< why the state is broken or refused
 };
 
 /// One contiguous object of the arena. `verify --json` prints all of them.
@@ -49,7 +49,7 @@ struct Object {
   Hash128 stored;           ///< as recorded
   bool checked = false;
   bool good = false;
-  std::string problem;      ///< one clause, empty when good
+  std::string problem;  ///< one clause, empty when good
 };
 
 struct CheckReport {
@@ -109,11 +109,11 @@ class GenerationView {
 struct FileInfo {
   std::string path;
   bool directory = false;
-  uint64_t size = 0;       ///< bytes
-  uint32_t mode = 0600;    ///< permission bits
+  uint64_t size = 0;     ///< bytes
+  uint32_t mode = 0600;  ///< permission bits
   uint32_t uid = 0, gid = 0;
   uint64_t mtime_ns = 0;
-  uint64_t id = 0;         ///< stable while the file exists
+  uint64_t id = 0;  ///< stable while the file exists
 };
 
 class Reader {

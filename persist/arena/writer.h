@@ -19,12 +19,12 @@
 namespace holdfast::arena {
 
 struct InitOptions {
-  uint64_t size = 0;           ///< bytes; 0: from for_mappings, or the whole device
+  uint64_t size = 0;  ///< bytes; 0: from for_mappings, or the whole device
   uint64_t for_mappings = 65535;
-  uint64_t table_bytes = 0;    ///< page-table pages to have room for, bytes per generation
+  uint64_t table_bytes = 0;            ///< page-table pages to have room for, bytes per generation
   uint64_t files_quota = 16ull << 20;  ///< bytes
-  uint32_t retain = 4;         ///< generations kept
-  bool overwrite = false;      ///< an existing arena is otherwise refused (HF-ARENA-EXISTS)
+  uint32_t retain = 4;                 ///< generations kept
+  bool overwrite = false;              ///< an existing arena is otherwise refused (HF-ARENA-EXISTS)
 };
 /// Makes a new arena. Path may be a file (created), a block device or a devdax device.
 Result<Uuid> init(const std::string& path, const InitOptions& options);
@@ -41,11 +41,11 @@ struct Change {
 /// pages.size() * 4096 bytes, in the order of `pages`.
 struct CapturedTables {
   uint32_t container = 0;
-  uint64_t root = 0;      ///< physical, bytes
+  uint64_t root = 0;  ///< physical, bytes
   uint32_t levels = 0;
   uint32_t domain_id = 0;
-  std::vector<TablePage> pages;          ///< sorted by physical address
-  std::vector<const std::byte*> bytes;   ///< one per page, valid during the call
+  std::vector<TablePage> pages;         ///< sorted by physical address
+  std::vector<const std::byte*> bytes;  ///< one per page, valid during the call
 };
 
 /// Folding the journal into a new base, away from the writer's thread.
@@ -74,7 +74,7 @@ class Writer {
   Result<void> update_container(const Container& container);   ///< same id
   Result<void> remove_container(uint32_t id);                  ///< with its mappings
   Result<uint32_t> add_region(const Region& region);
-  Result<void> remove_region(uint32_t id);                     ///< refused while mapped
+  Result<void> remove_region(uint32_t id);  ///< refused while mapped
   /// Overlapping, wrapping, misaligned, unknown region, more than dma_entry_limit: refused, and
   /// nothing of this change is recorded. After freeze: HF-FROZEN.
   Result<void> apply(const Change& change);
@@ -86,7 +86,10 @@ class Writer {
   Result<void> commit();
   /// Share of the space in use, 0..1; at 0.8 health warns. `freeze_fits` is false where the
   /// reserve for one checkpoint and one freeze is gone: freeze will refuse.
-  struct Room { double used = 0; bool freeze_fits = true; };
+  struct Room {
+    double used = 0;
+    bool freeze_fits = true;
+  };
   [[nodiscard]] Room room() const;
 
   // -- generations --------------------------------------------------------------------------------
@@ -96,7 +99,8 @@ class Writer {
   Result<uint64_t> finish_checkpoint(CheckpointJob job);  ///< the new generation's number
   Result<uint64_t> checkpoint();                          ///< all three, here
 
-  // -- arm, freeze, thaw ----------------------------------------------------------------------------
+  // -- arm, freeze, thaw
+  // ----------------------------------------------------------------------------
   Result<void> arm(const std::string& nonce, const std::string& kernel);
   Result<void> disarm();
   /// Seals a generation: journal tail and catalog, one sync; both superblocks, one sync.
@@ -106,7 +110,8 @@ class Writer {
   Result<void> discard();  ///< ends a frozen, refused or broken generation; it stays readable
   Result<void> mark_broken(const std::string& why);
 
-  // -- restore log ------------------------------------------------------------------------------------
+  // -- restore log
+  // ------------------------------------------------------------------------------------
   Result<void> restore_started(uint64_t generation, const Uuid& boot);
   Result<void> restore_done(const std::string& container);
   Result<void> restore_failed(const std::string& container);
@@ -116,8 +121,9 @@ class Writer {
 
   Result<void> add_event(const Event& event);  ///< durable; the oldest make room
 
-  // -- files/ -------------------------------------------------------------------------------------------
-  // A tree with its own root, history, quota and superblocks: nothing here touches a generation.
+  // -- files/
+  // ------------------------------------------------------------------------------------------- A
+  // tree with its own root, history, quota and superblocks: nothing here touches a generation.
   // Writes are buffered until sync_file(); paths as in FileInfo. errno in Error::sys_errno.
   Result<FileInfo> file_stat(const std::string& path) const;
   Result<std::vector<FileInfo>> file_list(const std::string& directory) const;

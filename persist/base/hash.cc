@@ -15,7 +15,9 @@ wide::Pair hash128_any(const void* data, size_t length) {
   return {hash.low64, hash.high64};
 }
 
-uint64_t hash64_any(const void* data, size_t length) { return XXH3_64bits(data, length); }
+uint64_t hash64_any(const void* data, size_t length) {
+  return XXH3_64bits(data, length);
+}
 
 wide::Hash128Function pick128() {
   if (__builtin_cpu_supports("avx512f")) return wide::hash128_avx512;
@@ -29,11 +31,15 @@ wide::Hash64Function pick64() {
   return hash64_any;
 }
 
-XXH3_state_t* state_of(void* state) { return static_cast<XXH3_state_t*>(state); }
+XXH3_state_t* state_of(void* state) {
+  return static_cast<XXH3_state_t*>(state);
+}
 
 }  // namespace
 
-std::string Hash128::hex() const { return fmt::format("{:016x}{:016x}", high, low); }
+std::string Hash128::hex() const {
+  return fmt::format("{:016x}{:016x}", high, low);
+}
 
 Hash128 xxh3_128(std::span<const std::byte> bytes) {
   static const wide::Hash128Function function = pick128();
@@ -46,13 +52,18 @@ uint64_t xxh3_64(std::span<const std::byte> bytes) {
   return function(bytes.data(), bytes.size());
 }
 
-StreamHash::StreamHash() : state_(XXH3_createState()) { XXH3_128bits_reset(state_of(state_)); }
-StreamHash::StreamHash(StreamHash&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
+StreamHash::StreamHash() : state_(XXH3_createState()) {
+  XXH3_128bits_reset(state_of(state_));
+}
+StreamHash::StreamHash(StreamHash&& other) noexcept
+    : state_(std::exchange(other.state_, nullptr)) {}
 StreamHash& StreamHash::operator=(StreamHash&& other) noexcept {
   std::swap(state_, other.state_);
   return *this;
 }
-StreamHash::~StreamHash() { XXH3_freeState(state_of(state_)); }
+StreamHash::~StreamHash() {
+  XXH3_freeState(state_of(state_));
+}
 
 void StreamHash::update(std::span<const std::byte> bytes) {
   XXH3_128bits_update(state_of(state_), bytes.data(), bytes.size());

@@ -12,5 +12,7 @@ Pair hash128_avx2(const void* data, size_t length) {
   const XXH128_hash_t hash = XXH3_128bits(data, length);
   return {hash.low64, hash.high64};
 }
-uint64_t hash64_avx2(const void* data, size_t length) { return XXH3_64bits(data, length); }
+uint64_t hash64_avx2(const void* data, size_t length) {
+  return XXH3_64bits(data, length);
+}
 }  // namespace holdfast::wide

@@ -14,8 +14,8 @@ namespace holdfast {
 /// Exit status of every Holdfast command; stable, documented in docs/operator.md.
 enum class Exit : int {
   kDone = 0,
-  kFailed = 1,        ///< failed; nothing was changed, or it was taken back (the message says which)
-  kUsage = 2,         ///< wrong usage
+  kFailed = 1,  ///< failed; nothing was changed, or it was taken back (the message says which)
+  kUsage = 2,   ///< wrong usage
   kVerification = 3,  ///< what was found is not what was saved
   kUnsupported = 4,   ///< this kernel or host lacks what was asked for
   kRefused = 5,       ///< refused by a safety rule
@@ -53,15 +53,17 @@ using Result = std::expected<T, Error>;
 
 /// A failure of a system call: cause is "ACT: strerror(err)". `err` must be read before anything
 /// else can change errno, hence it is passed in.
-[[nodiscard]] std::unexpected<Error> fail_errno(int err, std::string_view object, std::string_view act);
+[[nodiscard]] std::unexpected<Error> fail_errno(int err, std::string_view object,
+                                                std::string_view act);
 
 /// A failure without errno, exit 1.
 [[nodiscard]] std::unexpected<Error> fail(std::string_view object, std::string_view cause,
                                           std::string_view remedy = {});
 
 /// A refusal or verification failure with its stable code.
-[[nodiscard]] std::unexpected<Error> refuse(Exit exit, std::string_view code, std::string_view object,
-                                            std::string_view cause, std::string_view remedy = {});
+[[nodiscard]] std::unexpected<Error> refuse(Exit exit, std::string_view code,
+                                            std::string_view object, std::string_view cause,
+                                            std::string_view remedy = {});
 
 /// Passes an error on, with context: `return pass(std::move(r).error(), "freeze");`
 [[nodiscard]] std::unexpected<Error> pass(Error error, std::string doing = {});
@@ -72,14 +74,14 @@ using Result = std::expected<T, Error>;
 // HOLDFAST_TRY_ASSIGN(auto x, expr): the same, and keeps the value.
 #define HOLDFAST_CONCAT_(a, b) a##b
 #define HOLDFAST_CONCAT(a, b) HOLDFAST_CONCAT_(a, b)
-#define HOLDFAST_TRY(expr)                                                       \
-  do {                                                                           \
-    if (auto holdfast_result = (expr); !holdfast_result)                         \
-      return std::unexpected(std::move(holdfast_result).error());                \
+#define HOLDFAST_TRY(expr)                                        \
+  do {                                                            \
+    if (auto holdfast_result = (expr); !holdfast_result)          \
+      return std::unexpected(std::move(holdfast_result).error()); \
   } while (false)
-#define HOLDFAST_TRY_ASSIGN_(tmp, decl, expr)                \
-  auto tmp = (expr);                                         \
-  if (!tmp) return std::unexpected(std::move(tmp).error());  \
+#define HOLDFAST_TRY_ASSIGN_(tmp, decl, expr)               \
+  auto tmp = (expr);                                        \
+  if (!tmp) return std::unexpected(std::move(tmp).error()); \
   decl = std::move(*tmp)
 #define HOLDFAST_TRY_ASSIGN(decl, expr) \
   HOLDFAST_TRY_ASSIGN_(HOLDFAST_CONCAT(holdfast_try_, __COUNTER__), decl, expr)

@@ -10,11 +10,11 @@
 namespace holdfast {
 
 enum class ContainerKind : uint32_t {
-  kType1 = 1,      ///< VFIO type1v2
+  kType1 = 1,           ///< VFIO type1v2
   kType1Preserved = 2,  ///< type1v2 whose tables outlive the kernel (patched kernel)
-  kIommufd = 3,    ///< iommufd IOAS
-  kVhostVdpa = 4,  ///< vhost-vdpa device
-  kSim = 5,        ///< the simulated kernel
+  kIommufd = 3,         ///< iommufd IOAS
+  kVhostVdpa = 4,       ///< vhost-vdpa device
+  kSim = 5,             ///< the simulated kernel
 };
 
 /// What there is to prove a container's live translation with.
@@ -45,9 +45,9 @@ struct Container {
   std::string name;  ///< unique within an arena: "vm0"; [A-Za-z0-9._-]{1,64}, not "." or ".."
   ContainerKind kind = ContainerKind::kType1;
   Owner owner;
-  uint32_t hold_seconds = 0;     ///< custody kept after the owner's death, outside freeze
-  uint32_t address_width = 39;   ///< bits of IOVA
-  uint64_t page_sizes = 4096;    ///< bitmap of supported page sizes
+  uint32_t hold_seconds = 0;         ///< custody kept after the owner's death, outside freeze
+  uint32_t address_width = 39;       ///< bits of IOVA
+  uint64_t page_sizes = 4096;        ///< bitmap of supported page sizes
   uint32_t dma_entry_limit = 65535;  ///< mappings that the kernel allows
   std::vector<IovaRange> aperture;
   std::vector<Device> devices;

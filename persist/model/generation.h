@@ -17,7 +17,7 @@ struct Seal {
   bool sealed = false;
   Policy policy = Policy::kAdopt;
   Enforcement enforcement = Enforcement::kDetected;
-  std::string nonce;          ///< 32 hex digits, drawn at load; empty: frozen without a loaded kernel
+  std::string nonce;  ///< 32 hex digits, drawn at load; empty: frozen without a loaded kernel
   uint64_t frozen_at_ns = 0;  ///< CLOCK_REALTIME
   bool operator==(const Seal&) const = default;
 };
@@ -27,22 +27,22 @@ struct Seal {
 struct ContainerRecord {
   Container container;
   uint64_t mapping_count = 0;
-  uint64_t table_root = 0;         ///< physical address of the top table; 0: none captured
-  uint32_t table_levels = 0;       ///< 3, 4 or 5; 0: none captured
-  uint32_t domain_id = 0;          ///< VT-d domain id in the context entry
-  uint64_t table_page_count = 0;   ///< page-table pages kept as evidence
+  uint64_t table_root = 0;        ///< physical address of the top table; 0: none captured
+  uint32_t table_levels = 0;      ///< 3, 4 or 5; 0: none captured
+  uint32_t domain_id = 0;         ///< VT-d domain id in the context entry
+  uint64_t table_page_count = 0;  ///< page-table pages kept as evidence
   bool operator==(const ContainerRecord&) const = default;
 };
 
 /// Everything a generation says, but for bulk tables.
 struct Manifest {
-  uint64_t number = 0;       ///< never used twice
-  uint64_t parent = 0;       ///< the generation before it, 0: none
-  uint64_t created_at_ns = 0;///< CLOCK_REALTIME
+  uint64_t number = 0;         ///< never used twice
+  uint64_t parent = 0;         ///< the generation before it, 0: none
+  uint64_t created_at_ns = 0;  ///< CLOCK_REALTIME
   Uuid arena;
-  Uuid boot;                 ///< boot id of the kernel that wrote it
-  std::string kernel_release;///< uname -r
-  std::string host;          ///< nodename
+  Uuid boot;                   ///< boot id of the kernel that wrote it
+  std::string kernel_release;  ///< uname -r
+  std::string host;            ///< nodename
   Seal seal;
   std::vector<Region> regions;
   std::vector<ContainerRecord> containers;  ///< sorted by name
@@ -53,11 +53,11 @@ struct Manifest {
 
 /// One contiguous piece of page-table memory; evidence, never input.
 struct TablePage {
-  uint64_t physical = 0;    ///< bytes, 4 KiB aligned
-  uint32_t level = 0;       ///< 1: leaf tables … 5
+  uint64_t physical = 0;  ///< bytes, 4 KiB aligned
+  uint32_t level = 0;     ///< 1: leaf tables … 5
   uint32_t reserved = 0;
-  uint64_t iova = 0;        ///< first IOVA that this page translates
-  Hash128 checksum;         ///< of the page with accessed/dirty bits masked
+  uint64_t iova = 0;  ///< first IOVA that this page translates
+  Hash128 checksum;   ///< of the page with accessed/dirty bits masked
   bool operator==(const TablePage&) const = default;
 };
 static_assert(sizeof(TablePage) == 40);

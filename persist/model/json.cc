@@ -4,7 +4,9 @@
 
 namespace holdfast {
 
-std::string hex(uint64_t value) { return fmt::format("{:#x}", value); }
+std::string hex(uint64_t value) {
+  return fmt::format("{:#x}", value);
+}
 
 Json to_json(const Mapping& mapping, const Manifest* manifest) {
   Json out;
@@ -53,8 +55,8 @@ Json to_json(const Device& device) {
   out["consents_to_reinit"] = device.consents_to_reinit;
   out["reserved_regions"] = Json::array();
   for (const auto& reserved : device.reserved_regions)
-    out["reserved_regions"].push_back(Json{
-        {"start", hex(reserved.start)}, {"end", hex(reserved.end)}, {"kind", reserved.kind}});
+    out["reserved_regions"].push_back(
+        Json{{"start", hex(reserved.start)}, {"end", hex(reserved.end)}, {"kind", reserved.kind}});
   out["bars"] = Json::array();
   for (const auto& bar : device.bars)
     out["bars"].push_back(Json{{"index", bar.index},

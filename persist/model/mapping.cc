@@ -37,9 +37,9 @@ Result<void> validate(const Mapping& mapping, uint64_t region_length) {
 
 bool overlaps(std::span<const Mapping> sorted, const Mapping& mapping) {
   // The first entry that ends after mapping.iova is the only candidate that can start before it.
-  const auto it = std::upper_bound(
-      sorted.begin(), sorted.end(), mapping.iova,
-      [](uint64_t iova, const Mapping& entry) { return iova < entry.end(); });
+  const auto it =
+      std::upper_bound(sorted.begin(), sorted.end(), mapping.iova,
+                       [](uint64_t iova, const Mapping& entry) { return iova < entry.end(); });
   return it != sorted.end() && it->iova < mapping.end();
 }
 

@@ -83,7 +83,9 @@ constexpr std::array kEnforcements = {
 
 }  // namespace
 
-std::string_view kind_name(RegionKind kind) { return name_in(kRegionKinds, kind); }
+std::string_view kind_name(RegionKind kind) {
+  return name_in(kRegionKinds, kind);
+}
 Result<RegionKind> parse_region_kind(std::string_view name) {
   return parse_in(kRegionKinds, "region kind", name);
 }
@@ -92,7 +94,9 @@ bool survives_kexec(RegionKind kind) {
          kind == RegionKind::kLuoMemfd || kind == RegionKind::kSim;
 }
 
-std::string_view kind_name(ContainerKind kind) { return name_in(kContainerKinds, kind); }
+std::string_view kind_name(ContainerKind kind) {
+  return name_in(kContainerKinds, kind);
+}
 Result<ContainerKind> parse_container_kind(std::string_view name) {
   return parse_in(kContainerKinds, "container kind", name);
 }
@@ -101,7 +105,9 @@ std::string_view evidence_name(Evidence evidence) {
   return evidence == Evidence::kTables ? "tables" : "none";
 }
 
-std::string_view state_name(ArenaState state) { return name_in(kStates, state); }
+std::string_view state_name(ArenaState state) {
+  return name_in(kStates, state);
+}
 
 std::vector<std::string> ways_out(ArenaState state) {
   switch (state) {
@@ -126,8 +132,12 @@ std::vector<std::string> ways_out(ArenaState state) {
   return {};
 }
 
-std::string_view policy_name(Policy policy) { return name_in(kPolicies, policy); }
-Result<Policy> parse_policy(std::string_view name) { return parse_in(kPolicies, "policy", name); }
+std::string_view policy_name(Policy policy) {
+  return name_in(kPolicies, policy);
+}
+Result<Policy> parse_policy(std::string_view name) {
+  return parse_in(kPolicies, "policy", name);
+}
 bool weaker(Policy asked, Policy sealed) {
   return static_cast<uint32_t>(asked) > static_cast<uint32_t>(sealed);
 }
@@ -138,8 +148,8 @@ std::string_view enforcement_name(Enforcement enforcement) {
 
 Result<void> validate_name(std::string_view what, std::string_view name) {
   const auto allowed = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           c == '.' || c == '_' || c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
   };
   if (name.empty() || name.size() > 64 || name == "." || name == ".." ||
       !std::all_of(name.begin(), name.end(), allowed))

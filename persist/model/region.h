@@ -9,21 +9,21 @@
 namespace holdfast {
 
 enum class RegionKind : uint32_t {
-  kDevdax = 1,    ///< /dev/daxX.Y: survives kexec where its memmap= or NVDIMM range does
-  kPmem = 2,      ///< a physical range named by address; sim and iomem
-  kMemfd = 3,     ///< plain memfd: lives within one kernel only
-  kHugetlb = 4,   ///< hugetlbfs file or hugetlb memfd: lives within one kernel only
-  kLuoMemfd = 5,  ///< memfd carried by the kernel's Live Update Orchestrator
-  kFile = 6,      ///< any other file; its pages do not survive
-  kAnonymous = 7, ///< cannot outlive its process
-  kSim = 8,       ///< a range of the simulated machine's memory
+  kDevdax = 1,     ///< /dev/daxX.Y: survives kexec where its memmap= or NVDIMM range does
+  kPmem = 2,       ///< a physical range named by address; sim and iomem
+  kMemfd = 3,      ///< plain memfd: lives within one kernel only
+  kHugetlb = 4,    ///< hugetlbfs file or hugetlb memfd: lives within one kernel only
+  kLuoMemfd = 5,   ///< memfd carried by the kernel's Live Update Orchestrator
+  kFile = 6,       ///< any other file; its pages do not survive
+  kAnonymous = 7,  ///< cannot outlive its process
+  kSim = 8,        ///< a range of the simulated machine's memory
 };
 
 /// Memory that mappings point into. What identifies it afterwards is physical_base, length,
 /// alignment, uuid or file identity, and NUMA node: all are compared before anything is opened.
 struct Region {
-  uint32_t id = 0;  ///< unique within an arena, never 0, never reused
-  std::string name; ///< unique within an arena: "guest-ram"
+  uint32_t id = 0;   ///< unique within an arena, never 0, never reused
+  std::string name;  ///< unique within an arena: "guest-ram"
   RegionKind kind = RegionKind::kDevdax;
   std::string path;            ///< how it is opened again: "/dev/dax0.0"; empty for anonymous
   std::string uuid;            ///< devdax/namespace UUID; empty where the medium has none
