@@ -27,7 +27,6 @@ inline constexpr uint32_t kVfioDmaOwner = 11;     ///< VFIO_DMA_OWNER, posted 20
 inline constexpr uint32_t kVfioType1v2Preserved =
     12;                                          ///< SET_IOMMU type: tables outlive the kernel
 inline constexpr uint32_t kVfioLiveUpdate = 13;  ///< MAP_DMA takes kMapLiveUpdate
-inline constexpr uint32_t kVfioHold = 14;        ///< map, unmap, attach, reset can be held
 
 // -- flags
 // --------------------------------------------------------------------------------------------

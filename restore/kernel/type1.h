@@ -1,0 +1,67 @@
+#pragma once
+
+// VFIO type1v2 on the running kernel: the port of real hosts.
+
+#include <cstddef>
+#include <set>
+#include <span>
+
+#include "restore/kernel/port.h"
+#include "restore/kernel/sysfs.h"
+
+namespace holdfast::kernel {
+
+/// What VFIO_IOMMU_GET_INFO said, capability chain included. Every offset and count is checked
+/// against `info` before use: HF-KERNEL-ANSWER (exit 3) where the kernel's answer makes no sense.
+[[nodiscard]] Result<ContainerLimits> parse_iommu_info(std::span<const std::byte> info);
+
+/// Adoption, the kernel's hold and readable tables need a kernel with the series in kexec/linux;
+/// where the running one lacks them their verbs refuse with exit 4. One thread at a time.
+class Type1Port : public Port {
+ public:
+  explicit Type1Port(HostRoots roots = {}) : sysfs_(std::move(roots)) {}
+
+  [[nodiscard]] std::string_view name() const override { return "type1"; }
+  [[nodiscard]] ContainerKind kind() const override { return ContainerKind::kType1; }
+
+  /// Asks an empty container: no group is opened, so no device notices.
+  Result<Capabilities> probe() override;
+
+  Result<Device> describe_device(const std::string& bdf) override;
+  Result<Region> describe_region(const std::string& path) override;
+  Result<Region> describe_region(BorrowedFd memory) override;
+  std::vector<std::string> device_addresses() override;
+  std::vector<std::string> region_paths() override;
+  Result<UniqueFd> open_region(const Region& region) override;
+
+  Result<UniqueFd> open_container(bool preserved) override;
+  Result<UniqueFd> attach(BorrowedFd container, const Device& device) override;
+  Result<UniqueFd> open_device(BorrowedFd group, const Device& device) override;
+  Result<ContainerLimits> limits(BorrowedFd container) override;
+
+  Result<void> map(BorrowedFd container, const MapRequest& request) override;
+  Result<uint64_t> unmap(BorrowedFd container, uint64_t iova, uint64_t size) override;
+  Result<void> forget(BorrowedFd container, uint64_t iova, uint64_t size) override;
+
+  Result<void> hold(BorrowedFd container, bool held) override;
+  Result<std::unique_ptr<TableSource>> tables(BorrowedFd container) override;
+  Result<std::unique_ptr<TableSource>> inherited_tables(const Device& device) override;
+
+  Result<void> check_container(BorrowedFd fd) override;
+  Result<void> check_device(BorrowedFd fd) override;
+
+  Result<void> suspend_vaddr(BorrowedFd container) override;
+  Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
+                            void* vaddr) override;
+
+ private:
+  [[nodiscard]] std::string container_path() const { return sysfs_.roots().dev + "/vfio/vfio"; }
+  Result<void> set_iommu(BorrowedFd container);
+  Error not_viable(const Device& device) const;
+
+  Sysfs sysfs_;
+  /// Container descriptors opened as preserved whose IOMMU is not set yet.
+  std::set<int> preserved_;
+};
+
+}  // namespace holdfast::kernel
