@@ -51,6 +51,7 @@ struct Request {
   protocol::Parcel parcel;  ///< body holds the arguments
   int32_t pid = 0;          ///< SO_PEERCRED
   uint32_t uid = 0, gid = 0;
+  uint64_t peer = 0;                          ///< of this connection
   std::function<void(const Json&)> progress;  ///< sends a PROGRESS; never blocks
 };
 using Reply = protocol::Parcel;

@@ -1,0 +1,325 @@
+// What libholdfast clients ask for. Every number, name and descriptor is checked before use; a
+// client sees and changes its own containers only.
+
+#include <fmt/format.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "persist/agent/server_impl.h"
+
+namespace holdfast::agent {
+namespace {
+
+Result<void> expect_descriptors(const std::vector<UniqueFd>& descriptors, size_t count,
+                                std::string_view what) {
+  if (descriptors.size() == count) return {};
+  return refuse(Exit::kFailed, "HF-PROTOCOL", what,
+                fmt::format("{} descriptors came along, expected {}", descriptors.size(), count));
+}
+
+std::unexpected<Error> wrong_descriptor(std::string object, const Error& why) {
+  Error error = why;
+  error.exit = Exit::kFailed;
+  error.code = "HF-CLIENT-DESCRIPTOR";
+  error.object = std::move(object);
+  error.cause = "the descriptor is not what it was sent as: " + why.headline();
+  return std::unexpected(std::move(error));
+}
+
+bool same_memory(const Region& a, const Region& b) {
+  return a.kind == b.kind && a.file_device == b.file_device && a.file_inode == b.file_inode &&
+         a.physical_base == b.physical_base;
+}
+
+}  // namespace
+
+void Server::Impl::probe() {
+  if (auto found = port.probe()) capabilities = std::move(*found);
+}
+
+Result<void> Server::Impl::may_change(std::string_view what) const {
+  if (!freezing && !sealed()) return {};
+  auto error = refuse(Exit::kRefused, "HF-FROZEN", what,
+                      freezing ? "a freeze is under way"
+                               : fmt::format("the arena is {}", state_name(writer.header().state)),
+                      "holdfast thaw")
+                   .error();
+  error.sys_errno = EBUSY;
+  return std::unexpected(std::move(error));
+}
+
+Result<ContainerEntry*> Server::Impl::own_container(Peer& peer, uint32_t id) {
+  ContainerEntry* entry = registry.container(id);
+  if (entry == nullptr || entry->client != peer.id)
+    return refuse(Exit::kFailed, "HF-CLIENT-FOREIGN", fmt::format("container {}", id),
+                  "is not registered by this client");
+  return entry;
+}
+
+Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& received) {
+  using namespace protocol;
+  const uint64_t request = received.packet.header.request;
+  auto& descriptors = received.descriptors;
+  Message& message = received.packet.message;
+  const auto acknowledge = [&](Result<Ack> outcome) -> Result<void> {
+    if (!outcome) return std::unexpected(std::move(outcome).error());
+    answer(peer, *outcome, request);
+    return {};
+  };
+  if (auto* typed = std::get_if<RegisterContainer>(&message))
+    return acknowledge(register_container(peer, *typed, descriptors));
+  if (auto* typed = std::get_if<RegisterDevice>(&message))
+    return acknowledge(register_device(peer, *typed, descriptors));
+  if (auto* typed = std::get_if<RegisterMemory>(&message))
+    return acknowledge(register_memory(peer, *typed, descriptors));
+  if (auto* typed = std::get_if<Unregister>(&message)) return acknowledge(unregister(peer, *typed));
+  if (std::holds_alternative<Sync>(message)) {
+    drain(peer);
+    commit();
+    if (!commit_problem.empty()) return fail("arena", commit_problem);
+    return acknowledge(Ack{peer.records, 0});
+  }
+  if (auto* typed = std::get_if<Resync>(&message)) {
+    HOLDFAST_TRY(expect_descriptors(descriptors, 1, "RESYNC"));
+    HOLDFAST_TRY(may_change("resync"));
+    drain(peer);
+    HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, typed->container));
+    HOLDFAST_TRY(resync(peer, *entry, descriptors.front(), typed->count));
+    return acknowledge(Ack{typed->count, 0});
+  }
+  if (auto* typed = std::get_if<Incomplete>(&message)) {
+    HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, typed->container));
+    Registry::mark_incomplete(*entry, "its owner says: " + typed->why);
+    return acknowledge(Ack{});
+  }
+  if (auto* typed = std::get_if<Hold>(&message)) {
+    HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, typed->container));
+    HOLDFAST_TRY(set_hold(*entry, typed->seconds));
+    return acknowledge(Ack{});
+  }
+  if (auto* typed = std::get_if<Take>(&message)) {
+    HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, takeable(peer.who, typed->name, peer.id));
+    HOLDFAST_TRY_ASSIGN(Handout handout, hand_out(*entry));
+    entry->taker = peer.id;
+    answer(peer, handout.reply, request, handout.descriptors);
+    return {};
+  }
+  if (auto* typed = std::get_if<Taken>(&message)) {
+    ContainerEntry* entry = registry.container(typed->name);
+    if (entry == nullptr || entry->taker != peer.id)
+      return fail("container " + typed->name, "was not handed to this client");
+    HOLDFAST_TRY(confirm_taken(*entry, peer));
+    return acknowledge(Ack{entry->id, writer.mapping_count(entry->id)});
+  }
+  if (auto* typed = std::get_if<Quiesced>(&message)) {
+    peer.quiesced_for = typed->freeze;
+    peer.quiesce_accepted = typed->accepted == 1;
+    peer.quiesce_why = typed->why;
+    return {};
+  }
+  return refuse(Exit::kFailed, "HF-PROTOCOL",
+                type_name(static_cast<MessageType>(received.packet.header.type)),
+                "is not for the agent");
+}
+
+Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
+                                                       const protocol::RegisterContainer& message,
+                                                       std::vector<UniqueFd>& descriptors) {
+  HOLDFAST_TRY(expect_descriptors(descriptors, 1, "REGISTER_CONTAINER"));
+  HOLDFAST_TRY(validate_name("container", message.name));
+  const std::string object = "container " + message.name;
+  HOLDFAST_TRY(may_change(object));
+  const auto kind = static_cast<ContainerKind>(message.kind);
+  const bool type1 = kind == ContainerKind::kType1 || kind == ContainerKind::kType1Preserved;
+  if (kind != port.kind() && !(type1 && port.kind() == ContainerKind::kType1))
+    return refuse(
+        Exit::kUnsupported, "HF-CONTAINER-KIND", object,
+        fmt::format("kind {} is not served by this agent ({})", kind_name(kind), port.name()));
+  if (registry.containers_of(peer.id).size() >= options.quotas.containers_per_client)
+    return refuse(
+        Exit::kRefused, "HF-QUOTA", object,
+        fmt::format("the client has {} containers already", options.quotas.containers_per_client));
+  if (message.hold_seconds > options.quotas.max_hold_seconds)
+    return refuse(Exit::kRefused, "HF-QUOTA", object,
+                  fmt::format("hold of {} s; at most {}", message.hold_seconds,
+                              options.quotas.max_hold_seconds));
+  if (auto checked = port.check_container(descriptors[0]); !checked)
+    return wrong_descriptor(object, checked.error());
+  HOLDFAST_TRY_ASSIGN(const kernel::ContainerLimits limits, port.limits(descriptors[0]));
+
+  ContainerEntry* known = registry.container(message.name);
+  if (known != nullptr && known->client != 0) {
+    // The same process came back before its old connection was seen to be closed.
+    const auto old = peers.find(known->client);
+    pollfd hung{old == peers.end() ? -1 : old->second->socket.get(), 0, 0};
+    if (old != peers.end() && ::poll(&hung, 1, 0) == 1 && (hung.revents & POLLHUP) != 0)
+      close_peer(*old->second);
+    known = registry.container(message.name);
+  }
+  Container container;
+  const bool same_owner = known != nullptr && same_process(known->owner, peer.who.owner);
+  if (known != nullptr && (known->client != 0 || custody.holds(known->name) || !same_owner))
+    return refuse(Exit::kRefused, "HF-NAME-TAKEN", object,
+                  fmt::format("is {}{}", known->client != 0 ? "registered by " : "kept for ",
+                              describe(known->owner)),
+                  fmt::format("take it, or: holdfast release {}", message.name));
+  if (known != nullptr) {
+    const Manifest manifest = writer.live();
+    if (const ContainerRecord* record = manifest.find(message.name)) container = record->container;
+  }
+  container.name = message.name;
+  container.kind = kind;
+  container.owner = peer.who.owner;
+  container.hold_seconds = message.hold_seconds;
+  container.address_width = limits.address_width;
+  container.page_sizes = limits.page_sizes;
+  container.dma_entry_limit = limits.dma_entry_limit;
+  container.aperture = limits.aperture;
+  if (known == nullptr) {
+    HOLDFAST_TRY_ASSIGN(container.id, writer.add_container(container));
+  } else {
+    container.devices.clear();
+    HOLDFAST_TRY(writer.update_container(container));
+    // An agent before this one may have died while it held the container in the kernel.
+    if (capabilities.hold.answer == kernel::Answer::kYes) (void)port.hold(descriptors[0], false);
+  }
+  Holding holding;
+  holding.container = std::move(descriptors[0]);
+  HOLDFAST_TRY(custody.deposit(message.name, std::move(holding), Custody::Why::kOwned));
+  ContainerEntry entry;
+  if (known != nullptr) entry.incomplete = known->incomplete;
+  entry.id = container.id;
+  entry.name = message.name;
+  entry.kind = kind;
+  entry.client = peer.id;
+  entry.owner = peer.who.owner;
+  entry.hold_seconds = message.hold_seconds;
+  registry.add(std::move(entry));
+  if (known != nullptr) peer.mappings += writer.mapping_count(container.id);
+  uncommitted = true;
+  commit();
+  probe();
+  return protocol::Ack{container.id, limits.dma_entry_limit};
+}
+
+Result<protocol::Ack> Server::Impl::register_device(Peer& peer,
+                                                    const protocol::RegisterDevice& message,
+                                                    std::vector<UniqueFd>& descriptors) {
+  HOLDFAST_TRY(expect_descriptors(descriptors, 2, "REGISTER_DEVICE"));
+  HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, message.container));
+  const std::string object = fmt::format("device {}", message.bdf);
+  HOLDFAST_TRY(may_change(object));
+  if (entry->devices >= options.quotas.devices_per_container)
+    return refuse(Exit::kRefused, "HF-QUOTA", object,
+                  fmt::format("container {} has {} devices already", entry->name, entry->devices));
+  if (auto checked = port.check_device(descriptors[1]); !checked)
+    return wrong_descriptor(object, checked.error());
+  HOLDFAST_TRY_ASSIGN(Device device, port.describe_device(message.bdf));
+  device.consents_to_reinit = (message.flags & protocol::kDeviceConsentsToReinit) != 0;
+  const Manifest manifest = writer.live();
+  for (const auto& record : manifest.containers)
+    for (const auto& other : record.container.devices)
+      if (other.bdf == device.bdf)
+        return refuse(Exit::kRefused, "HF-NAME-TAKEN", object,
+                      "is registered in container " + record.container.name);
+  const ContainerRecord* record = manifest.find(entry->name);
+  Holding* holding = custody.find(entry->name);
+  if (record == nullptr || holding == nullptr)
+    return fail(object, fmt::format("container {} is gone", entry->name));
+  Container container = record->container;
+  container.devices.push_back(std::move(device));
+  // The address width and the aperture are known only once a device is in the container.
+  if (auto limits = port.limits(holding->container)) {
+    container.address_width = limits->address_width;
+    container.page_sizes = limits->page_sizes;
+    container.aperture = limits->aperture;
+    container.dma_entry_limit = limits->dma_entry_limit;
+  }
+  HOLDFAST_TRY(writer.update_container(container));
+  holding->devices.push_back({message.bdf, std::move(descriptors[0]), std::move(descriptors[1])});
+  ++entry->devices;
+  uncommitted = true;
+  commit();
+  return protocol::Ack{};
+}
+
+Result<protocol::Ack> Server::Impl::register_memory(Peer& peer,
+                                                    const protocol::RegisterMemory& message,
+                                                    std::vector<UniqueFd>& descriptors) {
+  HOLDFAST_TRY(expect_descriptors(descriptors, 1, "REGISTER_MEMORY"));
+  HOLDFAST_TRY(validate_name("memory", message.name));
+  const std::string object = "memory " + message.name;
+  HOLDFAST_TRY(may_change(object));
+  if (registry.regions_of(peer.id).size() >= options.quotas.regions_per_client)
+    return refuse(Exit::kRefused, "HF-QUOTA", object,
+                  fmt::format("the client has {} pieces of memory already",
+                              options.quotas.regions_per_client));
+  auto described = port.describe_region(descriptors[0]);
+  if (!described) return wrong_descriptor(object, described.error());
+  Region region = std::move(*described);
+  if (!message.path.empty()) {
+    auto named = port.describe_region(message.path);
+    if (!named) return wrong_descriptor(object, named.error());
+    if (!same_memory(region, *named))
+      return wrong_descriptor(object,
+                              fail(message.path, "names other memory than the descriptor").error());
+    if (region.uuid.empty()) region.uuid = named->uuid;
+    region.path = message.path;
+  }
+  region.name = message.name;
+  if (region.length == 0) return fail(object, "is empty");
+  const Manifest manifest = writer.live();
+  const auto known = std::ranges::find(manifest.regions, message.name, &Region::name);
+  if (known != manifest.regions.end()) {
+    RegionEntry* entry = registry.region(known->id);
+    if (entry == nullptr || !entry->clients.empty() || !same_memory(*known, region) ||
+        known->length != region.length)
+      return refuse(Exit::kRefused, "HF-NAME-TAKEN", object, "is registered already",
+                    "choose another name");
+    entry->clients.insert(peer.id);
+    entry->fd = std::move(descriptors[0]);
+    return protocol::Ack{known->id, known->length};
+  }
+  HOLDFAST_TRY_ASSIGN(const uint32_t id, writer.add_region(region));
+  RegionEntry entry;
+  entry.id = id;
+  entry.name = message.name;
+  entry.kind = region.kind;
+  entry.clients.insert(peer.id);
+  entry.length = region.length;
+  entry.fd = std::move(descriptors[0]);
+  registry.add(std::move(entry));
+  uncommitted = true;
+  commit();
+  return protocol::Ack{id, region.length};
+}
+
+Result<protocol::Ack> Server::Impl::unregister(Peer& peer, const protocol::Unregister& message) {
+  HOLDFAST_TRY(may_change("unregister"));
+  drain(peer);
+  if (message.what == protocol::Subject::kContainer) {
+    HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, message.id));
+    drop_container(entry->id);
+    drop_unused_regions(0);
+    commit();
+    return protocol::Ack{};
+  }
+  RegionEntry* region = registry.region(message.id);
+  if (message.what != protocol::Subject::kMemory || region == nullptr ||
+      !region->belongs_to(peer.id))
+    return refuse(Exit::kFailed, "HF-CLIENT-FOREIGN", fmt::format("memory {}", message.id),
+                  "is not registered by this client");
+  if (region->clients.size() == 1) {
+    HOLDFAST_TRY(writer.remove_region(message.id));
+    registry.erase_region(message.id);
+  } else {
+    region->clients.erase(peer.id);
+  }
+  uncommitted = true;
+  commit();
+  return protocol::Ack{};
+}
+
+}  // namespace holdfast::agent

@@ -1,0 +1,69 @@
+#pragma once
+
+// Freeze: after it no mapping may change until restore or thaw, sealed by one commit.
+//
+//   decide            policy against what kernel and containers can do; refuses before anything
+//   stops capture           page tables, while everything runs quiesce           remap only: every
+//   client stops its devices' DMA and says so barrier           maps and unmaps answer EBUSY; those
+//   under way are waited for drain             the last records hold              the kernel's own
+//   hold, where it exists recapture         tables read again, changed pages copied compare record
+//   and tables, both ways seal              Writer::freeze
+// Whatever fails after `quiesce` is taken back: hold, barrier, THAWED.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "persist/base/result.h"
+#include "persist/model/json.h"
+#include "persist/model/state.h"
+#include "restore/kernel/port.h"
+
+namespace holdfast::agent {
+
+struct FreezeOptions {
+  Policy policy = Policy::kAdopt;
+  uint32_t quiesce_timeout_ms = 10'000;
+  uint32_t barrier_timeout_ms = 2'000;
+  /// Memory that does not outlive the kernel is refused unless this is set (exec-only updates).
+  bool volatile_memory = false;
+};
+
+struct FreezeReport {
+  struct Step {
+    std::string name;
+    uint64_t ns = 0;
+  };
+  struct ContainerLine {
+    std::string name;
+    Evidence evidence = Evidence::kNone;
+    uint64_t mappings = 0;
+    uint64_t table_pages = 0;
+    uint64_t changed_pages = 0;  ///< between the two captures
+    uint64_t leaves = 0;         ///< compared
+  };
+  uint64_t generation = 0;
+  Policy policy = Policy::kAdopt;
+  bool adoptable = false;  ///< else restore will have to remap
+  Enforcement enforcement = Enforcement::kDetected;
+  std::vector<Step> steps;
+  std::vector<ContainerLine> containers;
+  uint64_t total_ns = 0;
+  [[nodiscard]] Json json() const;
+};
+
+/// What a container brings to the decision.
+struct FreezeCandidate {
+  std::string name;
+  ContainerKind kind = ContainerKind::kType1;
+  bool has_descriptor = false;  ///< in custody
+  std::string tables_problem;   ///< why its tables cannot be read; empty: they can
+};
+
+/// Pure. Whether everything can be adopted; where not and the policy is `adopt`: exit 4,
+/// HF-FREEZE-NO-ADOPT with one detail for each thing that is missing.
+Result<bool> decide(Policy policy, const kernel::Capabilities& capabilities,
+                    std::span<const FreezeCandidate> candidates);
+
+}  // namespace holdfast::agent

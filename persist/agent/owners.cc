@@ -1,0 +1,277 @@
+// Who owns a container, and what becomes of it when its owner goes: custody ends at once, unless
+// hold=SECONDS was asked for or a generation is sealed; restored containers wait for their owner.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "persist/agent/server_impl.h"
+#include "persist/agent/transport.h"
+
+namespace holdfast::agent {
+
+void Server::Impl::settle(Peer& peer) {
+  peer.settled = true;
+  // It had the descriptors but did not confirm: the container is taken back.
+  for (auto& [id, entry] : registry.containers())
+    if (entry.taker == peer.id) entry.taker = 0;
+  if (peer.role != protocol::Role::kClient) return;
+  const bool mid_call = peer.ring && peer.ring->in_flight() != 0;
+  for (const uint32_t id : registry.containers_of(peer.id)) {
+    ContainerEntry& entry = *registry.container(id);
+    entry.client = 0;
+    if (mid_call)
+      Registry::mark_incomplete(entry, "its owner went away in the middle of a map or unmap");
+    custody.set_why(entry.name, Custody::Why::kHeld);
+    if (sealed()) continue;  // the sealed generation stays as it is; reap() settles it after thaw
+    if (entry.hold_seconds != 0)
+      entry.expires = Clock::now() + std::chrono::seconds(entry.hold_seconds);
+    else
+      drop_container(id);
+  }
+  drop_unused_regions(peer.id);
+  commit();
+}
+
+void Server::Impl::reap() {
+  std::vector<uint32_t> over;
+  for (auto& [id, entry] : registry.containers()) {
+    if (entry.client != 0 || entry.taker != 0) continue;
+    const auto why = custody.why(entry.name);
+    if (why == Custody::Why::kRestored) continue;
+    if (entry.expires) {
+      if (Clock::now() < *entry.expires) continue;
+      Event event;
+      event.code = "HF-HOLD-EXPIRED";
+      event.object = "container " + entry.name;
+      event.cause =
+          fmt::format("nobody took it within {} s of its owner's death", entry.hold_seconds);
+      remember(std::move(event));
+      over.push_back(id);
+    } else if (why && entry.hold_seconds != 0) {
+      entry.expires = Clock::now() + std::chrono::seconds(entry.hold_seconds);
+    } else if (why || !is_alive(entry.owner)) {
+      over.push_back(id);
+    }
+  }
+  for (const uint32_t id : over) drop_container(id);
+  if (!over.empty()) {
+    drop_unused_regions(0);
+    commit();
+  }
+}
+
+Result<void> Server::Impl::set_hold(ContainerEntry& entry, uint64_t seconds) {
+  if (seconds > options.quotas.max_hold_seconds)
+    return refuse(
+        Exit::kRefused, "HF-QUOTA", "container " + entry.name,
+        fmt::format("hold of {} s; at most {}", seconds, options.quotas.max_hold_seconds));
+  HOLDFAST_TRY(may_change("container " + entry.name));
+  const Manifest manifest = writer.live();
+  if (const ContainerRecord* record = manifest.find(entry.name); record != nullptr) {
+    Container changed = record->container;
+    changed.hold_seconds = static_cast<uint32_t>(seconds);
+    HOLDFAST_TRY(writer.update_container(changed));
+    uncommitted = true;
+  }
+  entry.hold_seconds = static_cast<uint32_t>(seconds);
+  if (entry.expires) entry.expires = Clock::now() + std::chrono::seconds(seconds);
+  return {};
+}
+
+void Server::Impl::forget_missing() {
+  const Manifest manifest = writer.live();
+  std::vector<std::pair<uint32_t, std::string>> gone;
+  for (const auto& [id, entry] : registry.containers()) {
+    const ContainerRecord* record = manifest.find(entry.name);
+    if (record == nullptr || record->container.id != id) gone.emplace_back(id, entry.name);
+  }
+  for (const auto& [id, name] : gone) {
+    custody.drop(name);
+    registry.erase_container(id);
+  }
+  std::vector<uint32_t> gone_regions;
+  for (const auto& [id, region] : registry.regions())
+    if (manifest.find_region(id) == nullptr) gone_regions.push_back(id);
+  for (const uint32_t id : gone_regions) registry.erase_region(id);
+  registry.learn(manifest);
+}
+
+void Server::Impl::drop_container(uint32_t id) {
+  const ContainerEntry* entry = registry.container(id);
+  if (entry == nullptr) return;
+  custody.drop(entry->name);
+  const auto owner = peers.find(entry->client);
+  if (owner != peers.end())
+    owner->second->mappings -= std::min(owner->second->mappings, writer.mapping_count(id));
+  if (auto removed = writer.remove_container(id); !removed)
+    remember(Error(removed.error()).in("drop container " + entry->name));
+  registry.erase_container(id);
+  uncommitted = true;
+}
+
+void Server::Impl::drop_unused_regions(ClientId client) {
+  std::vector<uint32_t> candidates;
+  for (auto& [id, region] : registry.regions()) {
+    if (client != 0) region.clients.erase(client);
+    if (region.clients.empty()) candidates.push_back(id);
+  }
+  if (candidates.empty() || sealed()) return;
+  for (const uint32_t id : candidates) {
+    const std::string name = registry.region(id)->name;
+    const auto names = custody.names();
+    const bool waits = std::ranges::any_of(names, [&](const std::string& container) {
+      const Holding* holding = custody.find(container);
+      return std::ranges::any_of(
+          holding->memory, [&](const Holding::Memory& memory) { return memory.region == id; });
+    });
+    // The writer refuses while a held container still maps it: then it stays.
+    if (waits || !writer.remove_region(id)) continue;
+    registry.erase_region(id);
+    uncommitted = true;
+  }
+}
+
+Result<ContainerEntry*> Server::Impl::takeable(const Identity& who, std::string_view name,
+                                               ClientId taker) {
+  const std::string object = fmt::format("container {}", name.substr(0, 80));
+  if (registry.container(name) == nullptr) registry.learn(writer.live());
+  ContainerEntry* entry = registry.container(name);
+  if (entry == nullptr) return fail(object, "is not known", "holdfast show");
+  if (!is_privileged(who.owner.uid) && who.owner.uid != entry->owner.uid)
+    return refuse(Exit::kRefused, "HF-NOT-PERMITTED", object,
+                  fmt::format("belongs to uid {}", entry->owner.uid));
+  if (entry->client != 0)
+    return refuse(Exit::kRefused, "HF-TAKE-OWNED", object,
+                  fmt::format("its owner {} is alive", describe(entry->owner)));
+  if (entry->taker != 0 && entry->taker != taker)
+    return refuse(Exit::kRefused, "HF-TAKE-PENDING", object,
+                  "was handed out and the taker has not confirmed yet",
+                  "wait, or end the taker: the agent then takes it back");
+  const ArenaState state = writer.header().state;
+  if (state == ArenaState::kFrozen || state == ArenaState::kBroken || freezing)
+    return refuse(Exit::kRefused, "HF-FROZEN", object, "the arena is frozen", "holdfast thaw");
+  if (!custody.holds(name))
+    return fail(object, "no descriptors of it are in custody", "holdfast restore");
+  return entry;
+}
+
+Result<Peer*> Server::Impl::peer_of(const Request& request) {
+  const auto it = peers.find(request.peer);
+  if (it == peers.end()) return fail("peer", "is gone");
+  return it->second.get();
+}
+
+Result<void> Server::Impl::release(const std::string& name) {
+  if (registry.container(name) == nullptr) registry.learn(writer.live());
+  ContainerEntry* entry = registry.container(name);
+  if (entry == nullptr) return fail("container " + name, "is not known", "holdfast show");
+  if (entry->client != 0)
+    return refuse(Exit::kRefused, "HF-TAKE-OWNED", "container " + name,
+                  fmt::format("its owner {} is alive", describe(entry->owner)), "end it first");
+  switch (writer.header().state) {
+    case ArenaState::kFrozen:
+    case ArenaState::kBroken:
+      return refuse(Exit::kRefused, "HF-FROZEN", "container " + name, "the arena is frozen",
+                    "holdfast thaw");
+    case ArenaState::kRestoring:
+    case ArenaState::kRefused:
+      // The sealed generation stays as it is; the restore log says that nobody waits for this one.
+      HOLDFAST_TRY(writer.restore_released(name));
+      custody.drop(name);
+      return {};
+    default:
+      drop_container(entry->id);
+      drop_unused_regions(0);
+      commit();
+      return {};
+  }
+}
+
+Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {
+  Handout out;
+  const Holding* holding = custody.find(entry.name);
+  if (holding == nullptr) return fail("container " + entry.name, "is not in custody");
+  out.reply.container = entry.id;
+  out.reply.kind = static_cast<uint32_t>(entry.kind);
+  const auto add = [&](protocol::DescriptorRole role, uint32_t id, uint64_t length,
+                       const std::string& name, BorrowedFd fd) {
+    out.reply.labels.push_back({role, id, length, name});
+    out.descriptors.push_back(fd);
+  };
+  add(protocol::DescriptorRole::kContainer, entry.id, 0, entry.name, holding->container);
+  for (const auto& device : holding->devices) {
+    if (device.group.valid()) add(protocol::DescriptorRole::kGroup, 0, 0, device.bdf, device.group);
+    if (device.device.valid())
+      add(protocol::DescriptorRole::kDevice, 0, 0, device.bdf, device.device);
+  }
+  std::vector<Mapping> mappings;
+  mappings.reserve(writer.mapping_count(entry.id));
+  std::set<uint32_t> used;
+  writer.for_each(entry.id, [&](const Mapping& mapping) {
+    mappings.push_back(mapping);
+    used.insert(mapping.region);
+    return true;
+  });
+  for (const auto& memory : holding->memory) {
+    if (!memory.fd.valid()) continue;
+    add(protocol::DescriptorRole::kMemory, memory.region, memory.length, memory.name, memory.fd);
+    used.erase(memory.region);
+  }
+  for (const uint32_t id : used) {
+    const RegionEntry* region = registry.region(id);
+    if (region != nullptr && region->fd.valid())
+      add(protocol::DescriptorRole::kMemory, id, region->length, region->name, region->fd);
+  }
+  HOLDFAST_TRY_ASSIGN(out.mappings, protocol::sealed_memfd("holdfast-mappings",
+                                                           std::as_bytes(std::span(mappings))));
+  add(protocol::DescriptorRole::kMappings, entry.id, mappings.size(), entry.name, out.mappings);
+  if (out.descriptors.size() > protocol::kMaxDescriptors)
+    return fail("container " + entry.name,
+                fmt::format("{} descriptors; at most {} fit in one message", out.descriptors.size(),
+                            protocol::kMaxDescriptors));
+  return out;
+}
+
+Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
+  const Manifest manifest = writer.live();
+  if (const ContainerRecord* record = manifest.find(entry.name); record != nullptr && !sealed()) {
+    Container changed = record->container;
+    changed.owner = peer.who.owner;
+    HOLDFAST_TRY(writer.update_container(changed));
+    uncommitted = true;
+  }
+  entry.taker = 0;
+  entry.expires.reset();
+  entry.owner = peer.who.owner;
+  registry.learn(manifest);
+  Holding* holding = custody.find(entry.name);
+  if (holding != nullptr)
+    for (auto& memory : holding->memory)
+      if (RegionEntry* region = registry.region(memory.region); region != nullptr) {
+        if (!region->fd.valid()) region->fd = std::move(memory.fd);
+      }
+  if (peer.role == protocol::Role::kControl) {
+    // A command that was started with the descriptors: it registers by itself, under this pid.
+    custody.drop(entry.name);
+    commit();
+    return {};
+  }
+  if (holding != nullptr) holding->memory.clear();
+  std::set<uint32_t> used;
+  writer.for_each(entry.id, [&](const Mapping& mapping) {
+    used.insert(mapping.region);
+    return true;
+  });
+  for (const uint32_t id : used)
+    if (RegionEntry* region = registry.region(id); region != nullptr)
+      region->clients.insert(peer.id);
+  entry.client = peer.id;
+  peer.mappings += writer.mapping_count(entry.id);
+  custody.set_why(entry.name, Custody::Why::kOwned);
+  commit();
+  return {};
+}
+
+}  // namespace holdfast::agent

@@ -1,0 +1,81 @@
+#pragma once
+
+// Who owns which container and which memory. Plain bookkeeping on one thread; the arena is changed
+// by the server, descriptors live in Custody.
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "persist/base/unique_fd.h"
+#include "persist/model/container.h"
+#include "persist/model/generation.h"
+#include "persist/model/region.h"
+
+namespace holdfast::agent {
+
+using Clock = std::chrono::steady_clock;
+using ClientId = uint64_t;  ///< of a connection; 0: nobody
+
+struct ContainerEntry {
+  uint32_t id = 0;
+  std::string name;
+  ContainerKind kind = ContainerKind::kType1;
+  ClientId client = 0;
+  Owner owner;
+  uint32_t hold_seconds = 0;
+  uint32_t devices = 0;
+  /// Set when the owner is gone and hold_seconds runs.
+  std::optional<Clock::time_point> expires;
+  /// Why the record may miss something; not empty: freeze refuses until RESYNC. The first few.
+  std::vector<std::string> incomplete;
+  /// TAKE was answered, TAKEN has not arrived: who has been given the descriptors.
+  ClientId taker = 0;
+};
+
+struct RegionEntry {
+  uint32_t id = 0;
+  std::string name;
+  RegionKind kind = RegionKind::kMemfd;
+  std::set<ClientId> clients;  ///< who may map it; restored memory can have several
+  uint64_t length = 0;         ///< bytes
+  UniqueFd fd;                 ///< kept for hand-over; may be invalid after a restart of the agent
+  [[nodiscard]] bool belongs_to(ClientId client) const { return clients.contains(client); }
+};
+
+class Registry {
+ public:
+  /// Adds what the manifest has and the registry has not, owned by nobody.
+  void learn(const Manifest& manifest);
+
+  ContainerEntry& add(ContainerEntry entry);
+  RegionEntry& add(RegionEntry entry);
+  [[nodiscard]] ContainerEntry* container(uint32_t id);
+  [[nodiscard]] ContainerEntry* container(std::string_view name);
+  [[nodiscard]] RegionEntry* region(uint32_t id);
+  [[nodiscard]] RegionEntry* region(std::string_view name);
+  void erase_container(uint32_t id) { containers_.erase(id); }
+  void erase_region(uint32_t id) { regions_.erase(id); }
+
+  [[nodiscard]] const std::map<uint32_t, ContainerEntry>& containers() const { return containers_; }
+  [[nodiscard]] std::map<uint32_t, ContainerEntry>& containers() { return containers_; }
+  [[nodiscard]] const std::map<uint32_t, RegionEntry>& regions() const { return regions_; }
+  [[nodiscard]] std::map<uint32_t, RegionEntry>& regions() { return regions_; }
+  [[nodiscard]] std::vector<uint32_t> containers_of(ClientId client) const;
+  [[nodiscard]] std::vector<uint32_t> regions_of(ClientId client) const;
+
+  /// Remembers the reason; the first kReasons are kept.
+  static void mark_incomplete(ContainerEntry& entry, std::string why);
+  static constexpr size_t kReasons = 4;
+
+ private:
+  std::map<uint32_t, ContainerEntry> containers_;
+  std::map<uint32_t, RegionEntry> regions_;
+};
+
+}  // namespace holdfast::agent

@@ -1,0 +1,168 @@
+#pragma once
+
+// The server's inside. Private to this folder; one class over several files:
+//   server.cc     loop, connections, control requests     recording.cc  rings into the arena
+//   clients.cc    messages of libholdfast clients         owners.cc     death, hold, take, release
+//   verbs.cc      built-in verbs   files_verbs.cc files/  health.cc     health and events
+//   freeze.cc     freeze and thaw
+// Clients sit in an epoll of their own inside the main one, so that freeze can go on listening to
+// them (QUIESCED, doorbells) while control requests wait.
+
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <thread>
+#include <unordered_map>
+
+#include "persist/agent/freeze.h"
+#include "persist/agent/peer.h"
+#include "persist/agent/registry.h"
+#include "persist/agent/server.h"
+#include "persist/agent/transport.h"
+#include "persist/pagetable/compare.h"
+
+namespace holdfast::agent {
+
+struct Server::Impl {
+  Impl(ServerOptions given, arena::Writer given_writer, kernel::Port& given_port)
+      : options(std::move(given)), writer(std::move(given_writer)), port(given_port) {}
+  ~Impl();
+
+  ServerOptions options;
+  arena::Writer writer;
+  kernel::Port& port;
+  Custody custody;
+  Registry registry;
+  kernel::Capabilities capabilities;  ///< asked at the start and at each registration
+
+  UniqueFd listener, main_epoll, client_epoll, timer, stop_event, job_event;
+  std::unordered_map<ClientId, std::unique_ptr<Peer>> peers;
+  ClientId next_peer = 1;
+  uint64_t session = 0;
+
+  struct Verb {
+    Access access = Access::kPrivileged;
+    Handler handler;
+  };
+  std::map<std::string, Verb, std::less<>> verbs;
+
+  std::deque<Event> recent;  ///< the last kRecent events, oldest first
+  static constexpr size_t kRecent = 64;
+  std::map<uint32_t, std::pair<Clock::time_point, uint32_t>> event_budget;  ///< by uid
+
+  bool freezing = false;                         ///< between the start of a freeze and its end
+  ring::Barrier barrier = ring::Barrier::kOpen;  ///< of the freeze under way
+  bool uncommitted = false;                      ///< something was applied since the last commit
+  uint32_t idle_turns = 0;
+  bool timer_armed = false;
+  std::string commit_problem;  ///< why the last commit failed; empty: it did not
+  uint64_t next_freeze = 1;
+  std::optional<FreezeReport> last_freeze;
+  Clock::time_point next_housekeeping = Clock::now();
+
+  // -- server.cc
+  Result<void> start();
+  Result<void> loop();
+  Result<bool> turn();  ///< false: stop() was called
+  void accept_peers();
+  void pump_clients(int timeout_ms);
+  void on_peer(Peer& peer);
+  void on_message(Peer& peer, protocol::Received received);
+  void greet(Peer& peer, const protocol::Hello& hello);
+  void on_control(Peer& peer, protocol::Received received);
+  void answer(Peer& peer, const protocol::Message& message, uint64_t request,
+              std::span<const BorrowedFd> descriptors = {});
+  void answer_error(Peer& peer, const Error& error, uint64_t request);
+  void tell_clients(const protocol::Message& message);
+  void close_peer(Peer& peer);
+  void sweep();
+  void arm_timer(bool armed);
+  void housekeeping();
+  [[nodiscard]] uint32_t peers_of(uint32_t uid) const;
+  [[nodiscard]] bool is_privileged(uint32_t uid) const;
+
+  // -- recording.cc
+  /// Drains every ring once (at most its slots) and commits.
+  void drain_all();
+  bool drain(Peer& peer);
+  void apply(Peer& peer, const ring::Record& record);
+  Result<void> apply_unmap(Peer& peer, ContainerEntry& entry, uint64_t iova, uint64_t size);
+  void late_record(Peer& peer, const ring::Record& record);
+  void commit();
+  Result<void> resync(Peer& peer, ContainerEntry& entry, BorrowedFd list, uint64_t count);
+  void violation(Peer& peer, const Error& error);
+  void start_checkpoint();
+  void finish_checkpoint(bool wait);
+  /// Shows the arena's state to every ring: closed while a generation is sealed.
+  void refresh_barriers();
+  [[nodiscard]] bool sealed() const;
+  [[nodiscard]] ring::Barrier barrier_now() const;
+
+  // -- clients.cc
+  Result<void> client_message(Peer& peer, protocol::Received& received);
+  Result<protocol::Ack> register_container(Peer& peer, const protocol::RegisterContainer& message,
+                                           std::vector<UniqueFd>& descriptors);
+  Result<protocol::Ack> register_device(Peer& peer, const protocol::RegisterDevice& message,
+                                        std::vector<UniqueFd>& descriptors);
+  Result<protocol::Ack> register_memory(Peer& peer, const protocol::RegisterMemory& message,
+                                        std::vector<UniqueFd>& descriptors);
+  Result<protocol::Ack> unregister(Peer& peer, const protocol::Unregister& message);
+  Result<ContainerEntry*> own_container(Peer& peer, uint32_t id);
+  Result<void> set_hold(ContainerEntry& entry, uint64_t seconds);
+  Result<void> may_change(std::string_view what) const;
+  void probe();
+
+  // -- owners.cc
+  void settle(Peer& peer);
+  void reap();
+  /// Ends custody and the record of a container.
+  void drop_container(uint32_t id);
+  void drop_unused_regions(ClientId client);
+  Result<ContainerEntry*> takeable(const Identity& who, std::string_view name, ClientId taker);
+  struct Handout {
+    protocol::TakeReply reply;
+    std::vector<BorrowedFd> descriptors;
+    UniqueFd mappings;
+  };
+  Result<Handout> hand_out(ContainerEntry& entry);
+  Result<Peer*> peer_of(const Request& request);
+  Result<void> release(const std::string& name);
+  Result<void> confirm_taken(ContainerEntry& entry, Peer& peer);
+
+  // -- health.cc
+  [[nodiscard]] Json health() const;
+  void remember(const Error& error, uint32_t uid = 0);
+  void remember(Event event, uint32_t uid = 0);
+  void load_events();
+
+  // -- freeze.cc
+  Result<FreezeReport> freeze(const FreezeOptions& asked);
+  Result<void> thaw();
+  Result<Json> recheck();
+  struct FreezeRun;  ///< one attempt
+  Result<pagetable::Comparison> compare_record(uint32_t container,
+                                               std::span<const pagetable::RegionPlace> places,
+                                               std::span<const pagetable::LeafRange> leaves);
+  void hold_all(bool held);
+  /// After thaw or discard: what the arena does not know any more is forgotten here too.
+  void forget_missing();
+
+  // -- verbs.cc, files_verbs.cc
+  void add_builtin_verbs(Server& server);
+  void add_files_verbs(Server& server);
+
+  struct Job;
+  std::unique_ptr<Job> job;
+};
+
+/// A checkpoint on its way.
+struct Server::Impl::Job {
+  explicit Job(arena::CheckpointJob given) : checkpoint(std::move(given)) {}
+  arena::CheckpointJob checkpoint;
+  Result<void> outcome;
+  std::atomic<bool> done = false;
+  std::thread thread;
+};
+
+}  // namespace holdfast::agent
