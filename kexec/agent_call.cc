@@ -1,0 +1,104 @@
+#include "kexec/agent_call.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+
+#include "kexec/host.h"
+#include "persist/arena/writer.h"
+
+namespace holdfast::command {
+
+namespace {
+
+// Nobody there is no error here; anything else is.
+Result<std::optional<protocol::ControlClient>> connect(const Context& context) {
+  HOLDFAST_TRY_ASSIGN(const std::string socket, context.socket_path());
+  auto agent = protocol::ControlClient::connect(socket);
+  if (agent) return std::optional(std::move(*agent));
+  const int cause = agent.error().sys_errno;
+  if (cause == ENOENT || cause == ECONNREFUSED || cause == ENOTDIR) return std::nullopt;
+  return pass(std::move(agent).error(), "talk to holdfastd at " + socket);
+}
+
+// The arena that the agent serves where it is not the one named for this run; empty: it is.
+Result<std::string> other_arena(const Context& context, protocol::ControlClient& agent) {
+  const std::string named = context.named_arena();
+  if (named.empty()) return std::string();
+  HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(named));
+  HOLDFAST_TRY_ASSIGN(const Json health, ask(context, agent, "health"));
+  if (serves(health, reader.header().uuid.text())) return std::string();
+  const auto arena = health.find("arena");
+  if (arena == health.end() || !arena->is_object()) return std::string("another arena");
+  const auto path = arena->find("path");
+  return path != arena->end() && path->is_string() ? path->get<std::string>()
+                                                   : std::string("another arena");
+}
+
+}  // namespace
+
+Result<std::optional<protocol::ControlClient>> find_agent(const Context& context) {
+  HOLDFAST_TRY_ASSIGN(auto agent, connect(context));
+  if (!agent) return std::nullopt;
+  HOLDFAST_TRY_ASSIGN(const std::string other, other_arena(context, *agent));
+  if (!other.empty()) return std::nullopt;
+  return agent;
+}
+
+Result<protocol::ControlClient> need_agent(const Context& context, std::string_view wanted) {
+  HOLDFAST_TRY_ASSIGN(auto agent, connect(context));
+  HOLDFAST_TRY_ASSIGN(const std::string socket, context.socket_path());
+  const std::string object = fmt::format("{}: holdfastd", wanted);
+  if (!agent)
+    return refuse(Exit::kRefused, "HF-NO-AGENT", object,
+                  fmt::format("does not listen at {}; nothing was changed", socket),
+                  "systemctl start holdfastd (or name its socket with --socket)");
+  HOLDFAST_TRY_ASSIGN(const std::string other, other_arena(context, *agent));
+  if (!other.empty())
+    return refuse(Exit::kRefused, "HF-NO-AGENT", object,
+                  fmt::format("at {} serves {}, not {}; nothing was changed", socket, other,
+                              context.named_arena()),
+                  "name the socket of that arena's agent with --socket, or start one");
+  return std::move(*agent);
+}
+
+Result<Json> ask(const Context& context, protocol::ControlClient& agent, std::string_view verb,
+                 Json arguments, int timeout_ms) {
+  protocol::ControlClient::CallOptions options;
+  options.timeout_ms = timeout_ms;
+  const auto show = context.progress(std::string(verb));
+  options.progress = [&](const Json& step) {
+    const auto done = step.find("done");
+    const auto total = step.find("total");
+    if (show && done != step.end() && total != step.end() && done->is_number_unsigned() &&
+        total->is_number_unsigned())
+      show(done->get<uint64_t>(), total->get<uint64_t>());
+    const auto text = step.find("text");
+    if (text != step.end() && text->is_string()) context.note(text->get<std::string>());
+  };
+  auto answer = agent.call(verb, std::move(arguments), options);
+  if (!answer) return std::unexpected(std::move(answer).error());
+  return std::move(answer->body);
+}
+
+bool serves(const Json& health, const std::string& arena_uuid) {
+  const auto arena = health.find("arena");
+  if (arena == health.end() || !arena->is_object()) return false;
+  const auto uuid = arena->find("uuid");
+  return uuid != arena->end() && uuid->is_string() && uuid->get<std::string>() == arena_uuid;
+}
+
+void remember(const Context& context, const std::string& arena_path, const Error& error) {
+  const Event event{realtime_ns(), static_cast<uint32_t>(error.exit),
+                    error.code,    error.object,
+                    error.cause,   error.remedy};
+  if (auto agent = find_agent(context); agent && *agent) {
+    if (ask(context, **agent, "event", to_json(event))) return;
+  }
+  if (auto writer = arena::Writer::open(arena_path)) {
+    if (writer->add_event(event)) return;
+  }
+  context.note("the refusal could not be kept in the arena's events");
+}
+
+}  // namespace holdfast::command

@@ -1,0 +1,39 @@
+#pragma once
+
+// Talking to holdfastd from a subcommand: what to say when nobody listens, and progress on the
+// terminal while it works.
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "kexec/context.h"
+#include "persist/agent/control_client.h"
+#include "persist/base/result.h"
+#include "persist/model/json.h"
+
+namespace holdfast::command {
+
+/// The agent, or nullopt where nobody listens at the socket. Where an arena is named for this run
+/// (--arena, HOLDFAST_ARENA) and the agent serves another one: nullopt too, so that nobody thaws or
+/// restores an arena that he did not name.
+[[nodiscard]] Result<std::optional<protocol::ControlClient>> find_agent(const Context& context);
+
+/// The agent; exit 5, HF-NO-AGENT where nobody listens or another arena is served. `wanted` is the
+/// act that needs it.
+[[nodiscard]] Result<protocol::ControlClient> need_agent(const Context& context,
+                                                         std::string_view wanted);
+
+/// One call with progress. `timeout_ms` is between two messages of the agent.
+[[nodiscard]] Result<Json> ask(const Context& context, protocol::ControlClient& agent,
+                               std::string_view verb, Json arguments = Json::object(),
+                               int timeout_ms = 60'000);
+
+/// Whether the agent, by its health, serves this arena.
+[[nodiscard]] bool serves(const Json& health, const std::string& arena_uuid);
+
+/// Remembers a refusal of this command in the arena's events: through the agent, or by itself where
+/// no agent holds the arena. Best effort: the refusal stands whether or not it could be kept.
+void remember(const Context& context, const std::string& arena_path, const Error& error);
+
+}  // namespace holdfast::command

@@ -1,0 +1,102 @@
+#include "kexec/agent_process.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <atomic>
+#include <csignal>
+#include <filesystem>
+#include <memory>
+#include <string_view>
+
+#include "kexec/restore_service.h"
+#include "persist/agent/server.h"
+#include "persist/arena/writer.h"
+#include "restore/kernel/sim/sim_port.h"
+#include "restore/kernel/type1.h"
+
+namespace holdfast::command {
+namespace {
+
+constexpr std::string_view kSimPrefix = "sim:";
+
+// Server::stop() may be called from a signal handler, which has nowhere else to find the server.
+std::atomic<agent::Server*> g_running{nullptr};
+
+extern "C" void stop_on_signal(int) {
+  if (agent::Server* server = g_running.load()) server->stop();
+}
+
+/// While this lives, SIGTERM and SIGINT stop `server`.
+class StopOnSignal {
+ public:
+  explicit StopOnSignal(agent::Server& server) {
+    g_running = &server;
+    struct sigaction action{};
+    action.sa_handler = stop_on_signal;
+    sigemptyset(&action.sa_mask);
+    ::sigaction(SIGTERM, &action, &old_term_);
+    ::sigaction(SIGINT, &action, &old_int_);
+  }
+  ~StopOnSignal() {
+    ::sigaction(SIGTERM, &old_term_, nullptr);
+    ::sigaction(SIGINT, &old_int_, nullptr);
+    g_running = nullptr;
+  }
+  StopOnSignal(const StopOnSignal&) = delete;
+  StopOnSignal& operator=(const StopOnSignal&) = delete;
+
+ private:
+  struct sigaction old_term_{}, old_int_{};
+};
+
+Result<std::unique_ptr<kernel::Port>> open_port(const std::string& spec) {
+  if (spec == "type1") return std::unique_ptr<kernel::Port>(std::make_unique<kernel::Type1Port>());
+  if (spec.starts_with(kSimPrefix)) {
+    HOLDFAST_TRY_ASSIGN(auto port, sim::SimPort::connect(spec.substr(kSimPrefix.size())));
+    return std::unique_ptr<kernel::Port>(std::move(port));
+  }
+  Error error;
+  error.exit = Exit::kUsage;
+  error.object = fmt::format("port '{}'", spec);
+  error.cause = "is not known";
+  error.remedy = "type1, or sim:SOCKET";
+  return std::unexpected(std::move(error));
+}
+
+}  // namespace
+
+Result<void> run_agent(AgentProcessOptions options) {
+  if (options.proc != "/proc" && !options.port.starts_with(kSimPrefix)) {
+    Error error;
+    error.exit = Exit::kUsage;
+    error.object = fmt::format("--proc {}", options.proc);
+    error.cause = "is for the simulated kernel only: a token must come from the kernel that runs";
+    return std::unexpected(std::move(error));
+  }
+  ::signal(SIGPIPE, SIG_IGN);
+  HOLDFAST_TRY_ASSIGN(auto port, open_port(options.port));
+  HOLDFAST_TRY_ASSIGN(auto writer, arena::Writer::open(options.arena));
+
+  agent::ServerOptions server_options;
+  server_options.socket_path = options.socket;
+  server_options.listener = std::move(options.listener);
+  if (options.max_hold_seconds != 0)
+    server_options.quotas.max_hold_seconds = options.max_hold_seconds;
+  if (!server_options.listener.valid()) {
+    const auto folder = std::filesystem::path(options.socket).parent_path();
+    std::error_code code;
+    if (!folder.empty()) std::filesystem::create_directories(folder, code);
+    if (code) return fail_errno(code.value(), folder.string(), "create");
+  }
+  HOLDFAST_TRY_ASSIGN(auto server,
+                      agent::Server::create(std::move(server_options), std::move(writer), *port));
+  const RestoreService restore_verbs(*server, options.proc);
+  const StopOnSignal stop_on_signal_scope(*server);
+  spdlog::info("arena {} ({}), listening at {}", options.arena,
+               state_name(server->writer().header().state), options.socket);
+  if (options.ready) options.ready();
+  return server->run();
+}
+
+}  // namespace holdfast::command

@@ -1,0 +1,58 @@
+#include "kexec/plan_offline.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "kexec/arena_document.h"
+#include "persist/arena/reader.h"
+#include "restore/kernel/type1.h"
+#include "restore/plan_json.h"
+#include "restore/prepare.h"
+
+namespace holdfast::command {
+namespace {
+
+bool simulated(const Manifest& manifest) {
+  return std::any_of(
+      manifest.containers.begin(), manifest.containers.end(),
+      [](const ContainerRecord& record) { return record.container.kind == ContainerKind::kSim; });
+}
+
+// Only a boot that carries a token, or a generation that another boot froze, makes the token a
+// question; a look on the old kernel has none to ask.
+bool token_matters(const restore::BootFacts& facts, const Manifest& manifest) {
+  return !facts.nonce.empty() || (manifest.seal.sealed && manifest.boot != facts.boot);
+}
+
+}  // namespace
+
+Result<Json> plan_offline(const Context& context, const PlanRequest& request) {
+  HOLDFAST_TRY_ASSIGN(const std::string path, context.arena_path());
+  HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(path));
+  HOLDFAST_TRY_ASSIGN(const arena::GenerationView view,
+                      find_generation(reader, reader.header().frozen));
+  if (simulated(view.manifest()))
+    return refuse(Exit::kRefused, "HF-NO-AGENT", fmt::format("arena {}", path),
+                  "holds simulated containers: only the agent of that simulated machine can plan",
+                  "holdfast demo");
+  restore::Request wanted;
+  if (!request.policy.empty()) {
+    HOLDFAST_TRY_ASSIGN(wanted.policy, parse_policy(request.policy));
+  }
+  wanted.allow_weaker = request.allow_weaker;
+  wanted.only = request.only;
+  wanted.memlock_limit = restore::own_memlock_limit();
+  HOLDFAST_TRY_ASSIGN(const restore::BootFacts facts,
+                      restore::read_boot_facts(context.host().path("/proc")));
+  wanted.check_token = token_matters(facts, view.manifest());
+  kernel::Type1Port port(
+      {context.host().path("/sys"), context.host().path("/proc"), context.host().path("/dev")});
+  auto prepared = restore::prepare(reader, port, facts, wanted);
+  if (!prepared) return std::unexpected(std::move(prepared).error());
+  Json plan = restore::to_json(prepared->plan);
+  plan["token"] = wanted.check_token ? "checked" : "not looked at: this is not the kernel after it";
+  return plan;
+}
+
+}  // namespace holdfast::command

@@ -1,0 +1,24 @@
+#pragma once
+
+// A plan without the agent: the same code, run by this process, against the running kernel.
+
+#include <string>
+
+#include "kexec/context.h"
+#include "persist/base/result.h"
+#include "persist/model/json.h"
+
+namespace holdfast::command {
+
+struct PlanRequest {
+  std::string policy;  ///< empty: the sealed one
+  std::string only;
+  bool allow_weaker = false;
+};
+
+/// The document "holdfast.plan". Where this boot was not kexec'd for the arena the plan is made
+/// without the boot token, and says so in "token". Simulated containers need the agent of their
+/// machine: exit 5, HF-NO-AGENT.
+[[nodiscard]] Result<Json> plan_offline(const Context& context, const PlanRequest& request);
+
+}  // namespace holdfast::command

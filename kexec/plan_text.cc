@@ -1,0 +1,105 @@
+#include "kexec/plan_text.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace holdfast::command {
+namespace {
+
+std::string field(const Json& json, const char* key) {
+  if (!json.is_object()) return {};
+  const auto it = json.find(key);
+  if (it == json.end() || it->is_null()) return {};
+  return it->is_string() ? it->get<std::string>()
+                         : it->dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+bool truth(const Json& json, const char* key) {
+  if (!json.is_object()) return false;
+  const auto it = json.find(key);
+  return it != json.end() && it->is_boolean() && it->get<bool>();
+}
+
+const Json& list(const Json& json, const char* key) {
+  static const Json kNone = Json::array();
+  if (!json.is_object()) return kNone;
+  const auto it = json.find(key);
+  return it != json.end() && it->is_array() ? *it : kNone;
+}
+
+const Json& object(const Json& json, const char* key) {
+  static const Json kNone = Json::object();
+  if (!json.is_object()) return kNone;
+  const auto it = json.find(key);
+  return it != json.end() && it->is_object() ? *it : kNone;
+}
+
+std::string indented(std::string_view text, std::string_view with) {
+  std::string out;
+  for (size_t at = 0; at <= text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    out += fmt::format("{}{}\n", with, text.substr(at, end - at));
+    at = end + 1;
+  }
+  return out;
+}
+
+std::string milliseconds(const Json& json, const char* key) {
+  if (!json.is_object()) return {};
+  const auto it = json.find(key);
+  if (it == json.end() || !it->is_number()) return {};
+  return fmt::format("{:.1f} ms", it->get<double>() / 1e6);
+}
+
+}  // namespace
+
+std::string plan_text(const Json& plan) {
+  const Json& policy = object(plan, "policy");
+  const Json& kernel = object(plan, "kernel");
+  std::string out =
+      fmt::format("plan for generation {}: sealed policy {}, asked {}; kernel {}, port {}\n",
+                  field(plan, "generation"), field(policy, "sealed"), field(policy, "asked"),
+                  field(kernel, "release"), field(kernel, "port"));
+  if (const auto token = field(plan, "token"); !token.empty())
+    out += fmt::format("boot token: {}\n", token);
+  size_t number = 0;
+  for (const auto& container : list(plan, "containers")) {
+    out += fmt::format("\ncontainer {}: {}; {} mappings, {} bytes; evidence {}, proof {}\n",
+                       field(container, "name"), field(container, "strategy"),
+                       field(container, "mappings"), field(container, "bytes"),
+                       field(container, "evidence"), field(container, "proof"));
+    if (const auto why = field(container, "why"); !why.empty())
+      out += fmt::format("  nothing better is possible: {}\n", why);
+    if (const auto takes = field(container, "takes"); !takes.empty())
+      out += fmt::format("  it would take: {}\n", takes);
+    for (const auto& step : list(container, "steps"))
+      out += fmt::format("  {:3}. {}\n", ++number, field(step, "text"));
+    for (const auto& refusal : list(container, "refusals"))
+      out += "  refused:\n" + indented(field(refusal, "message"), "    ");
+  }
+  out += truth(plan, "runs") ? "\nevery container is taken up whole or not at all\n"
+                             : "\nthis plan will not be run; nothing is changed\n";
+  return out;
+}
+
+std::string restore_report_text(const Json& report) {
+  std::string out = fmt::format("restore of generation {}: {}\n", field(report, "generation"),
+                                truth(report, "finished") ? "finished" : "not finished");
+  for (const auto& container : list(report, "containers")) {
+    const bool done = truth(container, "done");
+    out += fmt::format("  {} {}: {}{}\n", done ? "done" : "FAILED", field(container, "name"),
+                       field(container, "strategy"),
+                       field(container, "mappings").empty()
+                           ? std::string()
+                           : fmt::format(", {} mappings", field(container, "mappings")));
+    if (const auto took = milliseconds(container, "duration_ns"); !took.empty())
+      out.insert(out.size() - 1, ", " + took);
+    const auto error = container.is_object() ? container.find("error") : container.end();
+    if (!done && error != container.end() && error->is_object())
+      out += indented(field(*error, "message"), "    ");
+  }
+  return out;
+}
+
+}  // namespace holdfast::command

@@ -1,0 +1,210 @@
+#include "kexec/restore_service.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "persist/arena/reader.h"
+#include "restore/plan_json.h"
+#include "restore/prepare.h"
+#include "restore/token.h"
+
+namespace holdfast::command {
+namespace {
+
+Result<restore::Request> request_of(const Json& body) {
+  restore::Request out;
+  if (const auto it = body.find("policy"); it != body.end() && it->is_string()) {
+    HOLDFAST_TRY_ASSIGN(out.policy, parse_policy(it->get<std::string>()));
+  }
+  if (const auto it = body.find("only"); it != body.end() && it->is_string())
+    out.only = it->get<std::string>();
+  if (const auto it = body.find("allow_weaker"); it != body.end() && it->is_boolean())
+    out.allow_weaker = it->get<bool>();
+  out.memlock_limit = restore::own_memlock_limit();
+  return out;
+}
+
+// Progress at most ten times a second, and always for a new step.
+class Throttle {
+ public:
+  explicit Throttle(const std::function<void(const Json&)>& send) : send_(send) {}
+  void operator()(const restore::Progress& progress) {
+    const auto now = std::chrono::steady_clock::now();
+    if (progress.index == last_index_ && now - last_ < std::chrono::milliseconds(100)) return;
+    last_ = now;
+    last_index_ = progress.index;
+    Json out;
+    out["container"] = progress.container;
+    out["step"] = progress.step != nullptr ? progress.step->text : std::string();
+    out["index"] = progress.index;
+    out["total"] = progress.total;
+    out["done"] = progress.done;
+    if (send_) send_(out);
+  }
+
+ private:
+  const std::function<void(const Json&)>& send_;
+  std::chrono::steady_clock::time_point last_{};
+  uint64_t last_index_ = 0;
+};
+
+// Only what the frozen generation or this host is at fault for marks the arena refused; a token
+// that does not fit says nothing about the generation.
+bool marks_refused(const Error& error) {
+  return error.exit == Exit::kVerification || error.exit == Exit::kUnsupported;
+}
+
+}  // namespace
+
+/// Moves what restore opened into the agent's custody.
+struct RestoreService::CustodySink : restore::Custody {
+  explicit CustodySink(RestoreService& service) : service_(service) {}
+
+  Result<void> deposit(restore::Restored& restored) override {
+    auto& custody = service_.server_.custody();
+    if (custody.holds(restored.name))
+      return refuse(Exit::kRefused, "HF-CUSTODY", fmt::format("container {}", restored.name),
+                    "custody already holds descriptors of that name",
+                    fmt::format("holdfast release {}", restored.name));
+    agent::Holding holding;
+    holding.container = std::move(restored.container);
+    for (size_t i = 0; i < restored.devices.size(); ++i) {
+      agent::Holding::DeviceDescriptors device;
+      device.bdf = restored.devices[i].name;
+      device.device = std::move(restored.devices[i].fd);
+      // restore attaches one group a device, in the same order; several devices of one group share
+      // the first one's descriptor.
+      if (i < restored.groups.size()) device.group = std::move(restored.groups[i].fd);
+      holding.devices.push_back(std::move(device));
+    }
+    std::vector<MappedRange> ranges;
+    for (auto& memory : restored.memory) {
+      agent::Holding::Memory kept;
+      kept.region = memory.region;
+      kept.name = memory.name;
+      kept.length = memory.range.size();
+      kept.fd = std::move(memory.fd);
+      holding.memory.push_back(std::move(kept));
+      ranges.push_back(std::move(memory.range));
+    }
+    const std::string name = restored.name;
+    HOLDFAST_TRY(custody.deposit(name, std::move(holding)));
+    service_.restored_[name] = std::move(ranges);
+    return {};
+  }
+
+  RestoreService& service_;
+};
+
+/// The arena's restore log, through the one writer.
+struct RestoreService::LogSink : restore::RestoreLog {
+  explicit LogSink(agent::Server& server) : server_(server) {}
+  Result<void> started(uint64_t generation, const Uuid& boot) override {
+    spdlog::info("restore of generation {} starts in boot {}", generation, boot.text());
+    return server_.writer().restore_started(generation, boot);
+  }
+  Result<void> done(const std::string& container) override {
+    spdlog::info("container {} is restored", container);
+    return server_.writer().restore_done(container);
+  }
+  Result<void> failed(const std::string& container, const Error& error) override {
+    spdlog::error("container {} is not restored: {}", container, error.headline());
+    server_.remember(error);
+    return server_.writer().restore_failed(container);
+  }
+  Result<void> finished() override {
+    spdlog::info("every container is restored or released");
+    return server_.writer().restore_finished();
+  }
+
+  agent::Server& server_;
+};
+
+RestoreService::RestoreService(agent::Server& server, std::string proc)
+    : server_(server), proc_(std::move(proc)) {
+  server_.add_verb("plan", agent::Access::kAnyone,
+                   [this](agent::Request& request) { return plan(request); });
+  server_.add_verb("restore", agent::Access::kPrivileged,
+                   [this](agent::Request& request) { return restore(request); });
+}
+
+RestoreService::~RestoreService() = default;
+
+std::vector<std::string> RestoreService::held() const {
+  std::vector<std::string> out = server_.custody().names();
+  for (const auto& [name, ranges] : restored_)
+    if (std::find(out.begin(), out.end(), name) == out.end()) out.push_back(name);
+  return out;
+}
+
+void RestoreService::drop_stale_memory() {
+  for (auto& [name, ranges] : restored_)
+    if (!server_.custody().holds(name)) ranges.clear();
+}
+
+Result<agent::Reply> RestoreService::plan(agent::Request& request) {
+  drop_stale_memory();
+  HOLDFAST_TRY_ASSIGN(restore::Request wanted, request_of(request.parcel.body));
+  wanted.held = held();
+  HOLDFAST_TRY_ASSIGN(auto boot, restore::read_boot_facts(proc_));
+  HOLDFAST_TRY_ASSIGN(auto reader, arena::Reader::open(server_.writer().header().path));
+
+  Json token;
+  HOLDFAST_TRY_ASSIGN(auto facts, restore::read_arena_facts(reader));
+  if (auto turn = restore::check_token(facts, boot); !turn) {
+    token = to_json(turn.error());
+    wanted.check_token = false;
+  }
+  auto prepared = restore::prepare(reader, server_.port(), boot, wanted);
+  if (!prepared) return pass(std::move(prepared).error());
+  agent::Reply reply;
+  reply.body = restore::to_json(prepared->plan);
+  reply.body["token"] = token;
+  return reply;
+}
+
+Result<agent::Reply> RestoreService::restore(agent::Request& request) {
+  drop_stale_memory();
+  HOLDFAST_TRY_ASSIGN(restore::Request wanted, request_of(request.parcel.body));
+  wanted.held = held();
+  HOLDFAST_TRY_ASSIGN(auto boot, restore::read_boot_facts(proc_));
+  HOLDFAST_TRY(server_.writer().commit());
+  HOLDFAST_TRY_ASSIGN(auto reader, arena::Reader::open(server_.writer().header().path));
+
+  auto prepared = restore::prepare(reader, server_.port(), boot, wanted);
+  if (!prepared) {
+    Error error = std::move(prepared).error();
+    if (marks_refused(error)) {
+      if (auto marked = server_.writer().restore_refused(error.headline()); !marked)
+        spdlog::warn("the refusal could not be kept: {}", marked.error().headline());
+    }
+    return std::unexpected(std::move(error));
+  }
+  if (auto refusal = prepared->plan.refusal()) {
+    if (marks_refused(*refusal)) {
+      if (auto marked = server_.writer().restore_refused(refusal->headline()); !marked)
+        spdlog::warn("the refusal could not be kept: {}", marked.error().headline());
+    }
+    return std::unexpected(std::move(*refusal));
+  }
+
+  CustodySink custody(*this);
+  LogSink log(server_);
+  Throttle throttle(request.progress);
+  restore::ExecuteOptions options;
+  options.boot = boot.boot;
+  options.resume = prepared->turn == restore::Turn::kResume;
+  options.settled = prepared->settled;
+  options.progress = [&throttle](const restore::Progress& progress) { throttle(progress); };
+  HOLDFAST_TRY_ASSIGN(auto report,
+                      restore::execute(prepared->plan, server_.port(), custody, log, options));
+  agent::Reply reply;
+  reply.body = restore::to_json(report);
+  if (report.error) server_.remember(*report.error);
+  return reply;
+}
+
+}  // namespace holdfast::command
