@@ -1,0 +1,49 @@
+// mount.holdfast: found by mount(8) for `mount -t holdfast ARENA DIR` and fstab.
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "fs/mount.h"
+
+namespace {
+
+constexpr const char* kUsage =
+    "usage: mount.holdfast ARENA DIR [-o OPTION,...] [--foreground]\n"
+    "   or: mount -t holdfast ARENA DIR [-o OPTION,...]\n"
+    "\n"
+    "  -o ro            files/ cannot be written either\n"
+    "  -o files=MODE    auto (default), ro, or rw: no mount unless files/ can be written\n"
+    "  -o allow_other   users other than root may look, as far as the modes let them\n"
+    "  -o uid=U,gid=G   owner of what is shown (default root); gid= lets the group read\n"
+    "  -o agent=SOCKET  the agent's socket (default /run/holdfast/agent.sock)\n"
+    "  --foreground     serve until unmounted instead of going into the background\n"
+    "  -f               check everything but do not mount, as mount -f\n"
+    "\n"
+    "Returns when the mount answers. To unmount: umount DIR\n";
+
+// mount(8) knows 1 for wrong usage and 32 for a mount that failed.
+constexpr int kMountUsage = 1;
+constexpr int kMountFailed = 32;
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  for (const auto& argument : arguments)
+    if (argument == "-h" || argument == "--help") {
+      std::fputs(kUsage, stdout);
+      return 0;
+    }
+  const auto options = holdfast::fs::parse_arguments(arguments);
+  if (!options) {
+    std::fprintf(stderr, "mount.holdfast: %s\n", options.error().message().c_str());
+    return kMountUsage;
+  }
+  const auto mounted = holdfast::fs::run_mount(*options);
+  if (!mounted) {
+    std::fprintf(stderr, "mount.holdfast: %s\n", mounted.error().message().c_str());
+    return kMountFailed;
+  }
+  return 0;
+}
