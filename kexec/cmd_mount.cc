@@ -1,16 +1,15 @@
-// holdfast mount: the view of an arena as a folder; mount.holdfast serves it.
+// holdfast mount: the view of an arena as a folder.
 
 #include <fmt/format.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <climits>
 #include <memory>
 
+#include "fs/mount.h"
 #include "kexec/commands.h"
 #include "kexec/context.h"
-#include "kexec/runner.h"
+#include "kexec/plan_offline.h"
+#include "kexec/plan_text.h"
 
 namespace holdfast::command {
 namespace {
@@ -21,29 +20,26 @@ struct Options {
   bool foreground = false;
 };
 
-// Beside this program in a build tree, in ../sbin where installed, else in PATH.
-std::string mount_helper() {
-  char self[PATH_MAX];
-  const ssize_t length = ::readlink("/proc/self/exe", self, sizeof self);
-  if (length > 0 && length < static_cast<ssize_t>(sizeof self)) {
-    const std::string path(self, static_cast<size_t>(length));
-    const std::string folder = path.substr(0, path.rfind('/'));
-    for (const char* place : {"/mount.holdfast", "/../sbin/mount.holdfast"})
-      if (const std::string found = find_program(folder + place); !found.empty()) return found;
-  }
-  return "mount.holdfast";
+// The text of /plan where no agent answers. Runs on threads of the mount, long after parsing.
+std::string plan_for_view(const Context& context) {
+  const auto plan = plan_offline(context, {});
+  return plan ? plan_text(*plan) : plan.error().message() + "\n";
 }
 
 Result<Exit> run_mount(Context& context, const Options& options) {
   const std::string given = options.places.size() == 2 ? options.places[0] : std::string();
-  HOLDFAST_TRY_ASSIGN(const std::string arena, context.arena_path(given));
-  std::vector<std::string> arguments{mount_helper(), arena, options.places.back()};
-  if (options.foreground) arguments.emplace_back("-f");
-  if (!options.mount_options.empty()) {
-    arguments.emplace_back("-o");
-    arguments.push_back(options.mount_options);
-  }
-  return std::unexpected(become(arguments).in("mount"));
+  fs::MountOptions mount;
+  HOLDFAST_TRY(fs::parse_option_list(options.mount_options, mount));
+  HOLDFAST_TRY_ASSIGN(mount.arena, context.arena_path(given));
+  HOLDFAST_TRY_ASSIGN(mount.agent_socket, context.socket_path());
+  mount.directory = options.places.back();
+  mount.foreground = options.foreground;
+  // The plan is that of the mounted arena, whatever else is configured.
+  context.arena_option = mount.arena;
+  mount.plan = [&context] { return plan_for_view(context); };
+  auto mounted = fs::run_mount(mount);
+  if (!mounted) return pass(std::move(mounted).error(), "mount");
+  return Exit::kDone;
 }
 
 }  // namespace
@@ -53,8 +49,9 @@ void add_mount(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("mount", "look at an arena as a folder (FUSE)");
   command->add_option("PLACES", options->places, "[ARENA] FOLDER")->required()->expected(1, 2);
   command->add_option("-o", options->mount_options, "mount options, as in fstab");
-  command->add_flag("-f,--foreground", options->foreground, "stay in the foreground");
+  command->add_flag("--foreground", options->foreground, "serve until unmounted");
   add_arena_option(*command, context);
+  add_socket_option(*command, context);
   command->footer(R"(Examples:
   holdfast mount /mnt/holdfast                     the configured arena
   holdfast mount /dev/pmem0 /mnt/holdfast -o allow_other
