@@ -67,14 +67,13 @@ Result<Json> ask(const Context& context, protocol::ControlClient& agent, std::st
   protocol::ControlClient::CallOptions options;
   options.timeout_ms = timeout_ms;
   const auto show = context.progress(std::string(verb));
-  options.progress = [&](const Json& step) {
-    const auto done = step.find("done");
+  // Steps are counted in "index" of "total".
+  options.progress = [&show](const Json& step) {
+    const auto index = step.find("index");
     const auto total = step.find("total");
-    if (show && done != step.end() && total != step.end() && done->is_number_unsigned() &&
+    if (show && index != step.end() && total != step.end() && index->is_number_unsigned() &&
         total->is_number_unsigned())
-      show(done->get<uint64_t>(), total->get<uint64_t>());
-    const auto text = step.find("text");
-    if (text != step.end() && text->is_string()) context.note(text->get<std::string>());
+      show(index->get<uint64_t>(), total->get<uint64_t>());
   };
   auto answer = agent.call(verb, std::move(arguments), options);
   if (!answer) return std::unexpected(std::move(answer).error());

@@ -127,7 +127,8 @@ void add_plan(CLI::App& app, Context& context) {
   command->footer(R"(Examples:
   holdfast plan
   holdfast plan --policy adopt-or-remap --only vm0 --json
-Changes nothing and opens no device. The exit status is the one that restore would refuse with.)");
+Changes nothing and opens no device. A plan that would be refused is printed and ends with the
+status of that refusal; whether this boot may restore at all (the boot token) is printed with it.)");
   command->callback([&context, options] {
     context.action = [&context, options] { return run_plan(context, *options); };
   });

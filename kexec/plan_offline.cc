@@ -19,12 +19,6 @@ bool simulated(const Manifest& manifest) {
       [](const ContainerRecord& record) { return record.container.kind == ContainerKind::kSim; });
 }
 
-// Only a boot that carries a token, or a generation that another boot froze, makes the token a
-// question; a look on the old kernel has none to ask.
-bool token_matters(const restore::BootFacts& facts, const Manifest& manifest) {
-  return !facts.nonce.empty() || (manifest.seal.sealed && manifest.boot != facts.boot);
-}
-
 }  // namespace
 
 Result<Json> plan_offline(const Context& context, const PlanRequest& request) {
@@ -45,13 +39,18 @@ Result<Json> plan_offline(const Context& context, const PlanRequest& request) {
   wanted.memlock_limit = restore::own_memlock_limit();
   HOLDFAST_TRY_ASSIGN(const restore::BootFacts facts,
                       restore::read_boot_facts(context.host().path("/proc")));
-  wanted.check_token = token_matters(facts, view.manifest());
+  HOLDFAST_TRY_ASSIGN(const restore::ArenaFacts said, restore::read_arena_facts(reader));
+  Json token;
+  if (const auto turn = restore::check_token(said, facts); !turn) {
+    token = to_json(turn.error());
+    wanted.check_token = false;
+  }
   kernel::Type1Port port(
       {context.host().path("/sys"), context.host().path("/proc"), context.host().path("/dev")});
   auto prepared = restore::prepare(reader, port, facts, wanted);
   if (!prepared) return std::unexpected(std::move(prepared).error());
   Json plan = restore::to_json(prepared->plan);
-  plan["token"] = wanted.check_token ? "checked" : "not looked at: this is not the kernel after it";
+  plan["token"] = std::move(token);
   return plan;
 }
 

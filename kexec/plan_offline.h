@@ -16,9 +16,9 @@ struct PlanRequest {
   bool allow_weaker = false;
 };
 
-/// The document "holdfast.plan". Where this boot was not kexec'd for the arena the plan is made
-/// without the boot token, and says so in "token". Simulated containers need the agent of their
-/// machine: exit 5, HF-NO-AGENT.
+/// The document "holdfast.plan", as the agent's verb gives it: "token" is the refusal that a
+/// restore in this boot would meet, or null; the plan is made either way. Simulated containers need
+/// the agent of their machine: exit 5, HF-NO-AGENT.
 [[nodiscard]] Result<Json> plan_offline(const Context& context, const PlanRequest& request);
 
 }  // namespace holdfast::command

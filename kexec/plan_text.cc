@@ -61,8 +61,8 @@ std::string plan_text(const Json& plan) {
       fmt::format("plan for generation {}: sealed policy {}, asked {}; kernel {}, port {}\n",
                   field(plan, "generation"), field(policy, "sealed"), field(policy, "asked"),
                   field(kernel, "release"), field(kernel, "port"));
-  if (const auto token = field(plan, "token"); !token.empty())
-    out += fmt::format("boot token: {}\n", token);
+  if (const Json& token = object(plan, "token"); !token.empty())
+    out += "in this boot a restore is refused:\n" + indented(field(token, "message"), "  ");
   size_t number = 0;
   for (const auto& container : list(plan, "containers")) {
     out += fmt::format("\ncontainer {}: {}; {} mappings, {} bytes; evidence {}, proof {}\n",
