@@ -37,9 +37,8 @@ ticks() { sed 's/\([0-9]*\)\.\([0-9]*\) .*/\1\2/' /proc/uptime; }
 vm_boot() {
   state_load
   CHAIN=$(parameter vm.chain)
-  STEP=$(parameter vm.step)
-  # After a reset of the machine the firmware boots the first command line again; the state knows.
-  [ -s /state/step ] && [ "$STEP" = 1 ] && STEP=$(cat /state/step)
+  # Not from the command line: a scenario may re-use that, or reset the machine.
+  STEP=$(cat /state/step 2>/dev/null || echo 1)
   BOOT_ID=$(cat /proc/sys/kernel/random/boot_id)
   say "boot chain=$CHAIN step=$STEP boot_id=$BOOT_ID kernel=$(uname -r)"
   if grep -q "$BOOT_ID" /state/boots 2>/dev/null; then
@@ -116,6 +115,9 @@ expect() {
   fi
 }
 
+# show_out: the output of the last expect, for whoever reads the serial log.
+show_out() { sed 's/^/    /' $OUT; }
+
 # says TEXT...: the output of the last expect contains each of these.
 says() {
   for says_text; do
@@ -168,6 +170,17 @@ bind_e1000e() {
   echo bus >"/sys/bus/pci/devices/$E1000E/reset_method" && bind "$E1000E"
 }
 
+# device_is_untouched BDF: nobody has opened it since this kernel started. Opening a function through
+# vfio-pci switches it on; until then its enable count is 0 and it masters no bus.
+device_is_untouched() {
+  [ "$(cat "/sys/bus/pci/devices/$1/enable")" = 0 ] || return 1
+  for open_file in /proc/[0-9]*/fd/*; do
+    case $(readlink "$open_file") in
+      *vfio-device* | /dev/vfio/[0-9]*) return 1 ;;
+    esac
+  done
+}
+
 # devdax N: makes namespaceN.0 a devdax device, /dev/daxN.0; later kernels find it again themselves.
 devdax() {
   ndctl create-namespace -f -e "namespace$1.0" --mode=devdax --map=mem --align=2M >/tmp/ndctl.out 2>&1 ||
@@ -182,24 +195,174 @@ boot_files() {
   tar xf /dev/vda -C /boot
 }
 
-# next_cmdline STEP [PARAMETER...]: what the next kernel's command line starts from. The memory
-# reservations are those of this boot, unless MEMMAP names others.
-next_cmdline() {
-  next_step=$1
-  shift
-  echo "console=ttyS0 panic=-1 quiet loglevel=4 intel_iommu=on ${MEMMAP:-$(memmaps)} \
-vm.chain=$CHAIN vm.step=$next_step $*"
-}
-
+# next_cmdline [PARAMETER...]: what the next kernel's command line starts from. The memory
+# reservations are those of this boot, unless MEMMAP names others; holdfast kexec load carries them
+# over by itself.
+next_cmdline() { echo "$(common_cmdline) ${MEMMAP:-$(memmaps)} $*"; }
+common_cmdline() { echo "console=ttyS0 panic=-1 quiet loglevel=4 intel_iommu=on vm.chain=$CHAIN"; }
 memmaps() { tr ' ' '\n' </proc/cmdline | grep '^memmap=' | tr '\n' ' '; }
 
-# really_kexec: leaves for the loaded kernel and never comes back.
-really_kexec() {
-  [ "$(cat /sys/kernel/kexec_loaded)" = 1 ] || { fail "no kernel is loaded"; return 1; }
+# plain_load [PARAMETER...]: loads the next kernel with kexec-tools alone, past Holdfast.
+plain_load() {
+  boot_files
+  kexec -s -l /boot/vmlinuz --initrd=/boot/initrd "--command-line=$(next_cmdline "$@")"
+}
+
+# leave NEXT_STEP COMMAND...: the last thing a kernel does; the command must end it. The next kernel
+# goes on with stepNEXT_STEP.
+leave() {
+  leave_step=$1
+  shift
+  echo "$leave_step" >/state/step
+  [ "$(cat /sys/kernel/kexec_loaded)" = 1 ] || say "note no kernel is loaded"
   state_save
-  say "kexec at $(ticks)"
-  sync
-  kexec -e
-  fail "kexec -e came back"
+  say "leaving for step $leave_step"
+  "$@"
+  leave_status=$?
+  sleep 5 # systemctl-like commands return before the kernel ends
+  fail "this kernel is still running after: $* (exit $leave_status)"
+  done_with "$SCENARIO"
   vm_end
 }
+
+# -- Holdfast -----------------------------------------------------------------------------------
+
+# The hooks as an installed system runs them, with the policy that this kernel can keep.
+pre_kexec() { /usr/libexec/holdfast/pre-kexec --policy adopt-or-remap; }
+post_boot() { /usr/libexec/holdfast/post-boot --policy adopt-or-remap; }
+
+# configure ARENA: what an installed host would have in /etc.
+configure() {
+  mkdir -p /etc/holdfast /run/holdfast
+  printf 'arena = %s\nhold = 600\n' "$1" >/etc/holdfast/holdfast.conf
+}
+
+# agent_start: holdfastd, until it answers.
+agent_start() {
+  holdfastd >>/run/holdfastd.log 2>&1 &
+  AGENT_PID=$!
+  wait_for 20 "holdfastd to answer" test -S /run/holdfast/agent.sock || {
+    cat /run/holdfastd.log
+    return 1
+  }
+}
+
+# agent_end SIGNAL: ends holdfastd and waits until it is gone.
+agent_end() {
+  kill "-$1" "$AGENT_PID"
+  wait "$AGENT_PID" 2>/dev/null
+  return 0
+}
+
+# driver_start NAME PROGRAM ARGUMENT...: a driver in the background; it obeys lines written to its
+# standard input, see driver_ask, and says "NAME: ready" first.
+driver_start() {
+  driver=$1
+  shift
+  mkfifo "/run/$driver.in"
+  "$@" <"/run/$driver.in" >"/run/$driver.out" 2>&1 &
+  echo $! >"/run/$driver.pid"
+  # Kept open for writing by a process of its own, or the driver sees the end of its input.
+  sleep 100000 >"/run/$driver.in" &
+  echo $! >"/run/$driver.holder"
+  wait_for 30 "driver $driver" grep -q "^ready" "/run/$driver.out" || {
+    sed 's/^/    /' "/run/$driver.out"
+    return 1
+  }
+  say "ok $SCENARIO: driver $driver: $(grep '^ready' "/run/$driver.out")"
+}
+
+# driver_ask NAME COMMAND...: sends one command and leaves the answer in $ANSWER: "ok ..." or
+# "no ...". Succeeds on ok.
+driver_ask() {
+  driver=$1
+  shift
+  driver_serial=$((${driver_serial:-0} + 1))
+  echo "$driver_serial $*" >"/run/$driver.in"
+  wait_for 20 "an answer of driver $driver to $*" grep -q "^$driver_serial " "/run/$driver.out" || {
+    tail -n 5 "/run/$driver.out" | sed 's/^/    /'
+    return 1
+  }
+  ANSWER=$(sed -n "s/^$driver_serial //p" "/run/$driver.out")
+  case $ANSWER in
+    ok*) return 0 ;;
+    *) return 1 ;;
+  esac
+}
+
+# answer_field NAME: a number out of $ANSWER.
+answer_field() { echo "$ANSWER" | tr ' ' '\n' | sed -n "s/^$1=//p"; }
+
+# dma_goes_on NAME WHAT: the driver's device completes checked transfers now, and none went wrong.
+dma_goes_on() {
+  driver_ask "$1" status || { fail "$2: $ANSWER"; return 1; }
+  dma_before=$(answer_field transfers)
+  dma_tries=50
+  while [ $dma_tries -gt 0 ]; do
+    sleep 0.2
+    driver_ask "$1" status || { fail "$2: $ANSWER"; return 1; }
+    [ "$(answer_field transfers)" -gt $((dma_before + 1)) ] && break
+    dma_tries=$((dma_tries - 1))
+  done
+  if [ $dma_tries = 0 ]; then fail "$2: no transfer within 10 s ($ANSWER)"; return 1; fi
+  if [ "$(answer_field wrong)" != 0 ]; then fail "$2: $ANSWER"; return 1; fi
+  say "ok $SCENARIO: $2 ($ANSWER)"
+}
+
+# driver_ok NAME WHAT COMMAND...: asks, and the answer must be ok.
+driver_ok() {
+  ok_driver=$1
+  ok_what=$2
+  shift 2
+  if driver_ask "$ok_driver" "$@"; then
+    say "ok $SCENARIO: $ok_what ($ANSWER)"
+  else
+    fail "$ok_what: $ANSWER"
+    return 1
+  fi
+}
+
+# driver_no NAME WHAT TEXT COMMAND...: asks, and the answer must be "no" with this text.
+driver_no() {
+  no_driver=$1
+  no_what=$2
+  no_text=$3
+  shift 3
+  driver_ask "$no_driver" "$@" && { fail "$no_what: $ANSWER"; return 1; }
+  case $ANSWER in
+    *"$no_text"*) say "ok $SCENARIO: $no_what ($ANSWER)" ;;
+    *) fail "$no_what: $ANSWER instead of $no_text" ;;
+  esac
+}
+
+# arms: the next kernel loaded by Holdfast, under a fresh nonce.
+arm() {
+  boot_files
+  try "kexec load arms the arena" holdfast kexec load /boot/vmlinuz --initrd /boot/initrd \
+    --append "$(common_cmdline) $*"
+}
+
+# arena_is STATE: what `show --state` says.
+arena_is() {
+  arena_state=$(holdfast show --state 2>&1)
+  if [ "$arena_state" = "$1" ]; then
+    say "ok $SCENARIO: the arena is $1"
+  else
+    fail "the arena is $arena_state, not $1"
+    return 1
+  fi
+}
+
+# view_is_whole: under /mnt/current every file is what the checksums say, by a tool not ours.
+view_is_whole() {
+  if (cd /mnt/current && xxhsum -q -c checksums) >/tmp/xxhsum.out 2>&1; then
+    say "ok $SCENARIO: xxhsum -c checksums ($(wc -l </mnt/current/checksums) files)"
+  else
+    sed 's/^/    /' /tmp/xxhsum.out
+    fail "xxhsum -c checksums"
+    return 1
+  fi
+}
+
+# show_log: holdfastd's own words, for whoever reads the serial log.
+show_log() { sed 's/^/    holdfastd: /' /run/holdfastd.log; }

@@ -113,6 +113,8 @@ build_base() {
   for tool in $("$root/bin/busybox" --list); do
     [ "$tool" = busybox ] || ln -sf busybox "$root/bin/$tool"
   done
+  # Busybox's mount knows no helpers, so the real one stands next to it.
+  copy_binary "$root" "$(command -v mount)" /usr/bin/mount.real
   for tool in $VM_TOOLS; do
     copy_binary "$root" "$(PATH=$PATH:/usr/sbin:/sbin command -v "$tool")" "/usr/bin/$tool"
   done

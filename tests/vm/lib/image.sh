@@ -14,16 +14,53 @@ guest_program() {
   (cd "$here/guest" && cc $GUEST_CFLAGS -static -s -o "$IMAGE_ROOT/usr/bin/$name" "$@")
 }
 
-# build_image: $VM_INITRD (for QEMU and for kexec) and $VM_BOOT_TAR (what the guest kexecs).
+# client_program NAME SOURCE...: a program on libholdfast.
+client_program() {
+  local name=$1
+  shift
+  # shellcheck disable=SC2086 # flags are words
+  (cd "$here/guest" && cc $GUEST_CFLAGS -I"$tree/persist/client" -o "$VM_DIR/$name" "$@" \
+    -L"$HOLDFAST_BUILD/lib" -lholdfast)
+  install_binary "$VM_DIR/$name" "/usr/bin/$name"
+}
+
+# install_binary FILE DEST: stripped, with its libraries.
+install_binary() {
+  VM_LIBRARY_PATH=$HOLDFAST_BUILD/lib copy_binary "$IMAGE_ROOT" "$1" "$2"
+  strip "$IMAGE_ROOT$2"
+}
+
+install_holdfast() {
+  local name
+  for name in holdfast holdfastd mount.holdfast; do
+    [ -x "$HOLDFAST_BUILD/bin/$name" ] || {
+      echo "vm: $HOLDFAST_BUILD/bin/$name is missing; run ./dev build first" >&2
+      exit 1
+    }
+    install_binary "$HOLDFAST_BUILD/bin/$name" "/usr/bin/$name"
+  done
+  # where mount(8) looks for helpers
+  ln -sf ../usr/bin/mount.holdfast "$IMAGE_ROOT/sbin/mount.holdfast"
+  mkdir -p "$IMAGE_ROOT/usr/libexec/holdfast"
+  install -m 755 "$tree/kexec/hooks/pre-kexec" "$tree/kexec/hooks/post-boot" \
+    "$IMAGE_ROOT/usr/libexec/holdfast/"
+}
+
+# build_image [with-holdfast]: $VM_INITRD (for QEMU and for kexec) and $VM_BOOT_TAR (what the guest kexecs).
 build_image() {
   IMAGE_ROOT=$VM_DIR/root
   VM_INITRD=$VM_DIR/initrd.cpio
   VM_BOOT_TAR=$VM_DIR/boot.tar
   rm -rf "$IMAGE_ROOT"
-  mkdir -p "$IMAGE_ROOT"/{usr/bin,vm/chains,lib,boot}
+  mkdir -p "$IMAGE_ROOT"/{usr/bin,sbin,vm/chains,lib,boot}
   guest_program vmexit vmexit.c
   guest_program raw_dma raw_dma.c edu.c vfio.c
   guest_program raw_loop raw_loop.c e1000e.c vfio.c
+  if [ "${1:-}" = with-holdfast ]; then
+    install_holdfast
+    client_program edu_driver edu_driver.c driver.c edu.c vfio.c
+    client_program e1000e_driver e1000e_driver.c driver.c e1000e.c vfio.c
+  fi
   install -m 755 "$here/guest/init" "$IMAGE_ROOT/init"
   install -m 644 "$here/guest/lib.sh" "$IMAGE_ROOT/vm/lib.sh"
   install -m 644 "$here"/chains/*.sh "$IMAGE_ROOT/vm/chains/"
