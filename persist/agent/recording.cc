@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "persist/agent/server_impl.h"
@@ -94,7 +95,17 @@ bool Server::Impl::drain(Peer& peer) {
     if (taken % 1024 == 1023) peer.ring->publish();
   }
   if (taken != 0) peer.ring->publish();
+  if (peer.ring->any_lost()) note_lost(peer);
   return taken != 0;
+}
+
+void Server::Impl::note_lost(Peer& peer) {
+  // Read every counter before any is judged: containers may share one.
+  std::array<bool, ring::kLostCounters> moved{};
+  for (uint32_t i = 0; i < ring::kLostCounters; ++i) moved[i] = peer.ring->take_lost(i);
+  for (auto& [id, entry] : registry.containers())
+    if (entry.client == peer.id && moved[id % ring::kLostCounters])
+      Registry::mark_incomplete(entry, "records were lost: the ring stayed full for too long");
 }
 
 void Server::Impl::apply(Peer& peer, const ring::Record& record) {

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace holdfast::ring {
 namespace {
@@ -73,6 +74,18 @@ void Consumer::set_barrier(Barrier barrier) {
 
 uint32_t Consumer::in_flight() const {
   return client().in_flight.load();
+}
+
+bool Consumer::any_lost() const {
+  for (uint32_t i = 0; i < kLostCounters; ++i)
+    if (client().lost[i].load(std::memory_order_relaxed) != lost_seen_[i]) return true;
+  return false;
+}
+
+bool Consumer::take_lost(uint32_t container) {
+  const uint32_t counter = container % kLostCounters;
+  const uint32_t now = client().lost[counter].load();
+  return std::exchange(lost_seen_[counter], now) != now;
 }
 
 bool Consumer::fall_asleep() {

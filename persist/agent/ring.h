@@ -8,7 +8,7 @@
 //   0    magic, version, slots        4096  head (records pushed)       records[slots]
 //   64   barrier (Barrier)            4160  in_flight
 //   128  asleep                       record n is at slot n % slots
-//   192  tail (records consumed)
+//   192  tail (records consumed)       4224  lost[64], by container id % 64
 //
 // Barrier, Dekker style, all sequentially consistent:
 //   client: in_flight += 1; barrier open? -> ioctl, push, in_flight -= 1   else -= 1 and EBUSY
@@ -16,7 +16,9 @@
 // Sleep, likewise: the agent sets asleep and then looks at head once more; the client pushes and
 // then looks at asleep, and rings the doorbell only then or when the ring is full.
 
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 #include "persist/base/mapped_range.h"
@@ -52,6 +54,8 @@ inline constexpr uint32_t kRingVersion = 1;
 inline constexpr uint32_t kMinSlots = 16, kMaxSlots = 1 << 20;
 inline constexpr uint64_t kHeaderBytes = 2 * 4096;
 
+inline constexpr uint32_t kLostCounters = 64;
+
 struct AgentPage {
   uint64_t magic = kRingMagic;
   uint32_t version = kRingVersion;
@@ -63,9 +67,13 @@ struct AgentPage {
 struct ClientPage {
   alignas(64) std::atomic<uint64_t> head;
   alignas(64) std::atomic<uint32_t> in_flight;
+  /// Counts records that found no room, by container id; two ids that share a counter are both
+  /// taken for incomplete.
+  alignas(64) std::atomic<uint32_t> lost[kLostCounters];
 };
 static_assert(offsetof(AgentPage, barrier) == 64 && offsetof(AgentPage, asleep) == 128);
 static_assert(offsetof(AgentPage, tail) == 192 && offsetof(ClientPage, in_flight) == 64);
+static_assert(offsetof(ClientPage, lost) == 128);
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
 /// The agent's end. One thread. Keeps its own copy of every index; what it reads from the client's
@@ -90,6 +98,11 @@ class Consumer {
   void set_barrier(Barrier barrier);
   [[nodiscard]] uint32_t in_flight() const;
 
+  /// Whether the client counted a lost record of this container since the last call.
+  bool take_lost(uint32_t container);
+  /// Whether any counter moved; cheap.
+  [[nodiscard]] bool any_lost() const;
+
   /// True: the ring is empty and the client will ring the doorbell for its next record.
   bool fall_asleep();
   void wake() { agent().asleep.store(0); }
@@ -105,6 +118,7 @@ class Consumer {
   MappedRange map_;
   uint32_t slots_;
   uint64_t tail_ = 0;
+  std::array<uint32_t, kLostCounters> lost_seen_{};
 };
 
 /// The client's end. enter(), leave() and barrier() from any thread; push() under the caller's
@@ -139,6 +153,8 @@ class Producer {
       return agent().asleep.exchange(0) != 0 ? Push::kWake : Push::kDone;
     return Push::kDone;
   }
+
+  void count_lost(uint32_t container) { client().lost[container % kLostCounters].fetch_add(1); }
 
   [[nodiscard]] Barrier barrier() const { return static_cast<Barrier>(agent().barrier.load()); }
   [[nodiscard]] uint64_t pushed() const { return head_; }

@@ -86,6 +86,7 @@ struct Server::Impl {
   /// Drains every ring once (at most its slots) and commits.
   void drain_all();
   bool drain(Peer& peer);
+  void note_lost(Peer& peer);
   void apply(Peer& peer, const ring::Record& record);
   Result<void> apply_unmap(Peer& peer, ContainerEntry& entry, uint64_t iova, uint64_t size);
   void late_record(Peer& peer, const ring::Record& record);

@@ -1,0 +1,225 @@
+/* libholdfast: a VMM or user-space driver tells Holdfast what it maps for its devices.
+ *
+ *   hf_connect -> hf_register_container/device/memory -> hf_map ... hf_unmap -> hf_close
+ *
+ * Every call returns 0 or a negative errno; `error` (may be NULL) then says what, why and what to
+ * do. Nothing here ends or stops the program: without an agent, or when it dies, hf_map and
+ * hf_unmap go on making the kernel's calls, and only the record is lost (hf_reconnect, then
+ * hf_resync).
+ *
+ * Threads: any thread may call anything; hf_close only when no other call is under way. Calls on
+ * one container run one after the other, so that the record has the kernel's order; different
+ * containers run in parallel. After fork() the child's copy of a connection records nothing.
+ *
+ * Growth: structs that the caller fills begin with `size` (sizeof the struct as compiled); a newer
+ * library takes a shorter one and uses defaults for the rest.
+ */
+#ifndef HOLDFAST_H
+#define HOLDFAST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define HF_API __attribute__((visibility("default")))
+#else
+#define HF_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct hf_connection hf_connection;
+typedef struct hf_container hf_container; /* freed by hf_unregister_container or hf_close */
+typedef struct hf_memory hf_memory;       /* freed by hf_unregister_memory or hf_close */
+
+typedef struct hf_error {
+  int exit_code; /* as the exit status of the holdfast command: 1 failed, 4 unsupported, 5 refused
+                  */
+  int sys_errno; /* errno of a failed system call, or 0 */
+  char code[64]; /* stable HF-... name, or empty */
+  char object[256]; /* what it is about */
+  char cause[512];
+  char remedy[256]; /* what to do next, or empty */
+} hf_error;
+
+HF_API const char* hf_version(void); /* "0.1.0" */
+
+/* -- connection ---------------------------------------------------------------------------------
+ */
+
+#define HF_CONNECT_OPTIONAL 1u /* no agent: return a connection that records nothing, and 0 */
+
+typedef struct hf_callbacks {
+  size_t size;
+  void* user; /* first argument of each */
+  /* Stop your devices' DMA, then call hf_quiesced(), here or later but within timeout_ms. Without
+   * this callback QUIESCE is answered "cannot". */
+  void (*quiesce)(void* user, hf_connection* connection, uint64_t freeze, uint32_t timeout_ms);
+  void (*frozen)(void* user, hf_connection* connection, uint64_t generation);
+  /* A freeze ended or did not come about: devices may run again. */
+  void (*thawed)(void* user, hf_connection* connection, const char* why);
+  /* The agent is gone; recording has stopped. hf_reconnect() when it is back. */
+  void (*lost)(void* user, hf_connection* connection, const char* why);
+} hf_callbacks;
+
+typedef struct hf_connect_options {
+  size_t size;
+  const char* socket;            /* NULL: $HOLDFAST_SOCKET, else /run/holdfast/agent.sock */
+  const char* program;           /* for the agent's log; NULL: the program's name */
+  uint32_t flags;                /* HF_CONNECT_OPTIONAL */
+  uint32_t timeout_ms;           /* of each request; 0: 5000 */
+  uint32_t full_wait_ms;         /* how long a record waits for room in the ring; 0: 250 */
+  const hf_callbacks* callbacks; /* copied; NULL: none */
+} hf_connect_options;
+
+HF_API int hf_connect(const hf_connect_options* options, hf_connection** out, hf_error* error);
+/* Ends the connection. The agent drops its duplicates of the descriptors at once, but for
+ * containers with hold_seconds. */
+HF_API void hf_close(hf_connection* connection);
+/* Connects again after the agent went away, and registers everything again. Every container is then
+ * incomplete (freeze refuses) until hf_resync(). Not between hf_begin and hf_end. */
+HF_API int hf_reconnect(hf_connection* connection, hf_error* error);
+HF_API int hf_is_connected(const hf_connection* connection); /* 1 or 0 */
+
+/* -- registering --------------------------------------------------------------------------------
+ */
+
+enum { HF_KIND_TYPE1 = 1, HF_KIND_TYPE1_PRESERVED = 2, HF_KIND_SIM = 5 };
+
+typedef struct hf_container_options {
+  size_t size;
+  const char* name;      /* unique on the host: A-Z a-z 0-9 . _ - */
+  uint32_t kind;         /* HF_KIND_... */
+  int fd;                /* duplicated; needs a group attached and its IOMMU set */
+  uint32_t hold_seconds; /* custody after this process' death; 0: none */
+} hf_container_options;
+
+HF_API int hf_register_container(hf_connection* connection, const hf_container_options* options,
+                                 hf_container** out, hf_error* error);
+/* Forgets it, its devices and its mappings; what the kernel has mapped is not touched. */
+HF_API int hf_unregister_container(hf_container* container, hf_error* error);
+HF_API int hf_hold(hf_container* container, uint32_t seconds, hf_error* error);
+
+#define HF_CONSENTS_TO_REINIT 1u /* this program re-initialises the device after a reset */
+HF_API int hf_register_device(hf_container* container, const char* bdf, int group_fd, int device_fd,
+                              uint32_t flags, hf_error* error);
+
+/* `fd` (duplicated) is the memory that mappings point into; `path`, where it has one, is how it is
+ * opened again in the next kernel. */
+HF_API int hf_register_memory(hf_connection* connection, const char* name, int fd, const char* path,
+                              hf_memory** out, hf_error* error);
+HF_API int hf_unregister_memory(hf_memory* memory, hf_error* error);
+
+/* -- mapping ------------------------------------------------------------------------------------
+ */
+
+enum { HF_READ = 1, HF_WRITE = 2 }; /* what the device may do */
+
+typedef struct hf_mapping {
+  uint64_t iova;   /* bytes, multiple of 4096 */
+  uint64_t size;   /* bytes, multiple of 4096, not 0 */
+  uint64_t offset; /* in the memory, bytes, multiple of 4096 */
+  hf_memory* memory;
+  uint32_t access; /* HF_READ | HF_WRITE */
+  uint32_t reserved;
+} hf_mapping;
+
+/* Makes the kernel's map call for [iova, iova+size) -> vaddr and records it. -EBUSY (HF-FROZEN): a
+ * freeze is under way or stands; nothing was mapped. Other errors are the kernel's own. */
+HF_API int hf_map(hf_container* container, const hf_mapping* mapping, void* vaddr, hf_error* error);
+/* Unmaps what lies in [iova, iova+size) and records it; `unmapped` (may be NULL) in bytes. */
+HF_API int hf_unmap(hf_container* container, uint64_t iova, uint64_t size, uint64_t* unmapped,
+                    hf_error* error);
+HF_API int hf_unmap_all(hf_container* container, uint64_t* unmapped, hf_error* error);
+
+/* For programs that make the kernel's calls themselves:
+ *   hf_begin (0, or -EBUSY: frozen) -> own map or unmap call -> hf_record_* if it succeeded ->
+ * hf_end hf_begin locks the container for this thread until hf_end. None of these makes a system
+ * call, unless the ring is full or the agent asked to be woken. Recording never fails the program:
+ * a record that found no room makes the container incomplete. */
+HF_API int hf_begin(hf_container* container);
+HF_API void hf_record_map(hf_container* container, const hf_mapping* mapping);
+HF_API void hf_record_unmap(hf_container* container, uint64_t iova, uint64_t size);
+HF_API void hf_end(hf_container* container);
+
+/* Returns when everything recorded before is durable in the arena. */
+HF_API int hf_sync(hf_connection* connection, hf_error* error);
+/* Replaces the record of a container by this list (sorted by iova): everything that is mapped now.
+ */
+HF_API int hf_resync(hf_container* container, const hf_mapping* mappings, size_t count,
+                     hf_error* error);
+
+/* The kernel's calls; for other kernels than VFIO type1 (the simulated one, tests). Each returns 0
+ * or a negative errno. */
+typedef struct hf_kernel_map {
+  uint64_t iova, size;
+  void* vaddr;
+  uint32_t access;
+  int memory_fd;
+  uint64_t memory_offset;
+} hf_kernel_map;
+typedef struct hf_kernel_ops {
+  size_t size;
+  void* context; /* first argument of each */
+  int (*map)(void* context, int container_fd, const hf_kernel_map* request);
+  int (*unmap)(void* context, int container_fd, uint64_t iova, uint64_t size, uint64_t* unmapped);
+  int (*unmap_all)(void* context, int container_fd, uint64_t* unmapped);
+} hf_kernel_ops;
+/* NULL: back to VFIO type1. Before the first hf_map. */
+HF_API int hf_set_kernel_ops(hf_connection* connection, const hf_kernel_ops* ops);
+
+/* -- events -------------------------------------------------------------------------------------
+ */
+
+/* Readable when hf_dispatch has something to do; owned by the connection, the same over reconnects.
+ */
+HF_API int hf_event_fd(const hf_connection* connection);
+/* Calls the callbacks of everything that has arrived, on this thread; does not wait. Returns how
+ * many, or a negative errno. */
+HF_API int hf_dispatch(hf_connection* connection, hf_error* error);
+/* Answers a quiesce callback. accepted 1: no device of this program does DMA any more. */
+HF_API int hf_quiesced(hf_connection* connection, uint64_t freeze, int accepted, const char* why);
+
+/* -- taking up again ----------------------------------------------------------------------------
+ */
+
+typedef struct hf_taken_device {
+  char bdf[16];
+  int group_fd;  /* -1: none */
+  int device_fd; /* -1: none */
+} hf_taken_device;
+typedef struct hf_taken_memory {
+  char name[72];
+  int fd;
+  uint64_t length; /* bytes */
+  hf_memory* memory;
+} hf_taken_memory;
+/* Descriptors are the caller's: set one to -1 to keep it beyond hf_taken_free. */
+typedef struct hf_taken {
+  hf_container* container; /* registered; map and unmap as usual */
+  uint32_t kind;
+  int container_fd;
+  size_t device_count;
+  hf_taken_device* devices;
+  size_t memory_count;
+  hf_taken_memory* memory;
+  size_t mapping_count;
+  hf_mapping* mappings; /* sorted by iova */
+} hf_taken;
+
+#define HF_TAKE_CONFIRM_LATER                                            \
+  1u /* hf_taken_confirm() when this program is ready; dying before that \
+        gives the container back to the agent */
+HF_API int hf_take(hf_connection* connection, const char* name, uint32_t flags, hf_taken** out,
+                   hf_error* error);
+HF_API int hf_taken_confirm(hf_taken* taken, hf_error* error);
+/* Closes the descriptors that are not -1. The container stays registered. */
+HF_API void hf_taken_free(hf_taken* taken);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HOLDFAST_H */
