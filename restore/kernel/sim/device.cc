@@ -196,12 +196,11 @@ Result<std::unique_ptr<DmaEngine>> DmaEngine::start(const std::string& folder,
   if (!out->stop_.valid()) return fail_errno(errno, "device " + bdf, "eventfd");
   out->thread_ = std::jthread([machine = std::move(machine), claim = std::move(claim), bdf, options,
                                stop = out->stop_.get()]() mutable {
-    // The claim points into the machine's memory, which the engine takes over and unmaps at its
-    // end.
-    auto keep = Machine::attach(machine.folder());
+    // The claim points into the machine's memory: it goes first.
+    const Machine own = std::move(machine);
     const Claim held = std::move(claim);
-    Machine own = std::move(machine);
-    if (keep) (void)run_engine(std::move(*keep), bdf, BorrowedFd(stop), options);
+    auto mine = Machine::attach(own.folder());
+    if (mine) (void)run_engine(std::move(*mine), bdf, BorrowedFd(stop), options);
   });
   return out;
 }

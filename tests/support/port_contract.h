@@ -1,0 +1,250 @@
+#pragma once
+
+// What every port must do, in errno values: the same cases run on the simulated kernel and on a
+// real one. Include in one test file, define a PortLab for the port, and instantiate:
+//
+//   INSTANTIATE_TEST_SUITE_P(Sim, PortContract, ::testing::Values(&make_sim_lab));
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <memory>
+
+#include "persist/base/checked.h"
+#include "persist/base/mapped_range.h"
+#include "restore/kernel/port.h"
+
+namespace holdfast::testing {
+
+/// A kernel with a device that nobody uses and a region of at least 8 MiB.
+class PortLab {
+ public:
+  virtual ~PortLab() = default;
+  virtual kernel::Port& port() = 0;
+  virtual Device device() = 0;
+  virtual Region region() = 0;
+};
+using PortLabFactory = std::unique_ptr<PortLab> (*)();
+
+class PortContract : public ::testing::TestWithParam<PortLabFactory> {
+ protected:
+  static constexpr uint64_t kPage = 4096;
+  static constexpr uint64_t kIova = 0x80000000;
+  static constexpr uint64_t kMsiWindow = 0xfee00000;
+
+  void SetUp() override {
+    lab = GetParam()();
+    ASSERT_TRUE(lab);
+    auto memory_fd = port().open_region(lab->region());
+    ASSERT_TRUE(memory_fd) << memory_fd.error().message();
+    fd = std::move(*memory_fd);
+    auto window = MappedRange::map(fd, 0, 8 << 20, MappedRange::Mode::kReadWrite);
+    ASSERT_TRUE(window);
+    memory = std::move(*window);
+    auto opened = port().open_container(false);
+    ASSERT_TRUE(opened) << opened.error().message();
+    container = std::move(*opened);
+  }
+  void attach() {
+    auto attached = port().attach(container, lab->device());
+    ASSERT_TRUE(attached) << attached.error().message();
+    group = std::move(*attached);
+  }
+
+  kernel::Port& port() { return lab->port(); }
+  template <typename T>
+  static int code(const Result<T>& result) {
+    return result ? 0 : result.error().sys_errno;
+  }
+  kernel::MapRequest request(uint64_t iova, uint64_t size, uint64_t offset = 0) {
+    kernel::MapRequest out;
+    out.iova = iova;
+    out.size = size;
+    out.vaddr = memory.data() + offset;
+    out.access = kAccessRead | kAccessWrite;
+    out.memory = fd;
+    out.memory_offset = offset;
+    return out;
+  }
+  int map(uint64_t iova, uint64_t size, uint64_t offset = 0) {
+    return code(port().map(container, request(iova, size, offset)));
+  }
+  uint64_t unmapped(uint64_t iova, uint64_t size) {
+    auto bytes = port().unmap(container, iova, size);
+    EXPECT_TRUE(bytes) << bytes.error().message();
+    return bytes ? *bytes : ~0ull;
+  }
+
+  std::unique_ptr<PortLab> lab;
+  UniqueFd fd;
+  MappedRange memory;
+  UniqueFd container, group;
+};
+
+TEST_P(PortContract, WithoutAGroupAContainerMapsNothing) {
+  EXPECT_EQ(map(kIova, kPage), EINVAL);
+  EXPECT_EQ(code(port().limits(container)), EINVAL);
+}
+
+TEST_P(PortContract, MapsAndUnmapsAndCountsBytes) {
+  attach();
+  EXPECT_EQ(map(kIova, 4 * kPage), 0);
+  EXPECT_EQ(map(kIova + 4 * kPage, kPage, 4 * kPage), 0);
+  EXPECT_EQ(unmapped(kIova, 5 * kPage), 5 * kPage);
+  EXPECT_EQ(unmapped(kIova, 5 * kPage), 0u);
+}
+
+TEST_P(PortContract, MappingOverAMappingIsEexist) {
+  attach();
+  ASSERT_EQ(map(kIova, 4 * kPage), 0);
+  EXPECT_EQ(map(kIova, 4 * kPage), EEXIST);
+  EXPECT_EQ(map(kIova + 3 * kPage, 2 * kPage), EEXIST);
+  EXPECT_EQ(map(kIova - kPage, 2 * kPage), EEXIST);
+  EXPECT_EQ(map(kIova + 4 * kPage, kPage), 0);
+}
+
+TEST_P(PortContract, MisalignedEmptyAndWrappingRangesAreEinval) {
+  attach();
+  EXPECT_EQ(map(kIova, 0), EINVAL);
+  EXPECT_EQ(map(kIova + 1, kPage), EINVAL);
+  EXPECT_EQ(map(kIova, kPage + 1), EINVAL);
+  kernel::MapRequest odd = request(kIova, kPage);
+  odd.vaddr = memory.data() + 1;
+  EXPECT_EQ(code(port().map(container, odd)), EINVAL);
+  EXPECT_NE(map(~0ull - kPage + 1, 2 * kPage), 0);  // EINVAL, EOVERFLOW since 6.13
+  EXPECT_EQ(code(port().unmap(container, kIova + 1, kPage)), EINVAL);
+  EXPECT_EQ(code(port().unmap(container, kIova, 0)), EINVAL);
+}
+
+TEST_P(PortContract, AccessMustBeReadWriteOrBoth) {
+  attach();
+  kernel::MapRequest none = request(kIova, kPage);
+  none.access = 0;
+  EXPECT_EQ(code(port().map(container, none)), EINVAL);
+  for (const uint32_t access : {1u, 2u, 3u}) {
+    kernel::MapRequest some = request(kIova + access * kPage, kPage);
+    some.access = access;
+    EXPECT_EQ(code(port().map(container, some)), 0) << access;
+  }
+}
+
+TEST_P(PortContract, TheInterruptWindowAndWhatLiesBeyondTheApertureAreEinval) {
+  attach();
+  auto limits = port().limits(container);
+  ASSERT_TRUE(limits);
+  ASSERT_FALSE(limits->aperture.empty());
+  EXPECT_EQ(map(kMsiWindow, kPage), EINVAL);
+  EXPECT_EQ(map(kMsiWindow - kPage, 2 * kPage), EINVAL);
+  const uint64_t last = limits->aperture.back().last;
+  EXPECT_EQ(map(last + 1, kPage), EINVAL);
+  EXPECT_EQ(map(last + 1 - kPage, kPage), 0);
+}
+
+TEST_P(PortContract, UnmapNeverCutsAMapping) {
+  attach();
+  ASSERT_EQ(map(kIova, 4 * kPage), 0);
+  EXPECT_EQ(code(port().unmap(container, kIova, kPage)), EINVAL);
+  EXPECT_EQ(code(port().unmap(container, kIova + kPage, 3 * kPage)), EINVAL);
+  EXPECT_EQ(code(port().unmap(container, kIova - kPage, 3 * kPage)), EINVAL);
+  EXPECT_EQ(unmapped(kIova - kPage, 6 * kPage), 4 * kPage);
+}
+
+TEST_P(PortContract, MemoryThatIsNotMappedIsEfault) {
+  attach();
+  void* hole = ::mmap(nullptr, kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(hole, MAP_FAILED);
+  ASSERT_EQ(::munmap(hole, kPage), 0);
+  kernel::MapRequest bad = request(kIova, kPage);
+  bad.vaddr = hole;
+  bad.memory = BorrowedFd(-1);
+  EXPECT_EQ(code(port().map(container, bad)), EFAULT);
+  EXPECT_EQ(map(kIova, kPage), 0);
+}
+
+TEST_P(PortContract, LimitsCountMappings) {
+  attach();
+  auto before = port().limits(container);
+  ASSERT_TRUE(before);
+  ASSERT_EQ(map(kIova, kPage), 0);
+  auto after = port().limits(container);
+  ASSERT_TRUE(after);
+  EXPECT_EQ(before->dma_available - after->dma_available, 1u);
+  EXPECT_EQ(before->page_sizes & kPage, kPage);
+}
+
+TEST_P(PortContract, AGroupIsOpenOnce) {
+  attach();
+  EXPECT_EQ(code(port().attach(container, lab->device())), EBUSY);
+  group.reset();
+  attach();
+}
+
+TEST_P(PortContract, ADeviceThatIsNotThereCannotBeAttached) {
+  Device nobody = lab->device();
+  nobody.bdf = "0000:ff:1f.7";
+  nobody.group = "4095";
+  EXPECT_NE(code(port().attach(container, nobody)), 0);
+}
+
+TEST_P(PortContract, ClosingTheGroupEndsTheMappings) {
+  attach();
+  ASSERT_EQ(map(kIova, kPage), 0);
+  group.reset();
+  attach();
+  EXPECT_EQ(map(kIova, kPage), 0);
+}
+
+TEST_P(PortContract, ChecksTellDescriptorsApart) {
+  attach();
+  auto device = port().open_device(group, lab->device());
+  ASSERT_TRUE(device) << device.error().message();
+  EXPECT_TRUE(port().check_container(container));
+  EXPECT_TRUE(port().check_device(*device));
+  EXPECT_FALSE(port().check_container(*device));
+  EXPECT_FALSE(port().check_device(container));
+  EXPECT_FALSE(port().check_container(fd));
+  EXPECT_FALSE(port().check_device(fd));
+}
+
+TEST_P(PortContract, SuspendedMappingsTakeANewAddressEachOnce) {
+  attach();
+  if (port().probe()->update_vaddr.answer == kernel::Answer::kNo) {
+    EXPECT_FALSE(port().suspend_vaddr(container));
+    return;
+  }
+  ASSERT_EQ(map(kIova, 2 * kPage), 0);
+  ASSERT_EQ(map(kIova + 2 * kPage, kPage, 2 * kPage), 0);
+  ASSERT_TRUE(port().suspend_vaddr(container));
+  EXPECT_EQ(code(port().suspend_vaddr(container)), EINVAL);
+  EXPECT_EQ(map(kIova + 8 * kPage, kPage, 8 * kPage), 0);  // new mappings are allowed
+  auto again = MappedRange::map(fd, 0, 8 << 20, MappedRange::Mode::kReadWrite);
+  ASSERT_TRUE(again);
+  const auto resume = [&](uint64_t iova, uint64_t size) {
+    return code(port().resume_vaddr(container, iova, size, again->data() + (iova - kIova)));
+  };
+  EXPECT_EQ(resume(kIova + 4 * kPage, kPage), ENOENT);
+  EXPECT_EQ(resume(kIova, kPage), EINVAL);
+  EXPECT_EQ(resume(kIova + 8 * kPage, kPage), EINVAL);  // was never invalid
+  EXPECT_EQ(resume(kIova, 2 * kPage), 0);
+  EXPECT_EQ(resume(kIova, 2 * kPage), EINVAL);
+  EXPECT_EQ(resume(kIova + 2 * kPage, kPage), 0);
+  EXPECT_TRUE(port().suspend_vaddr(container));
+}
+
+TEST_P(PortContract, DescribesItsDeviceAndRegionTheSameTwice) {
+  const Device device = lab->device();
+  auto described = port().describe_device(device.bdf);
+  ASSERT_TRUE(described);
+  EXPECT_EQ(described->bdf, device.bdf);
+  EXPECT_EQ(described->group, device.group);
+  EXPECT_EQ(*described, *port().describe_device(device.bdf));
+  auto by_path = port().describe_region(lab->region().path);
+  auto by_fd = port().describe_region(fd);
+  ASSERT_TRUE(by_path);
+  ASSERT_TRUE(by_fd);
+  EXPECT_EQ(*by_path, *by_fd);
+  EXPECT_FALSE(port().describe_device("0000:ff:1f.7"));
+}
+
+}  // namespace holdfast::testing
