@@ -92,8 +92,36 @@ struct RestoreService::CustodySink : restore::Custody {
     }
     const std::string name = restored.name;
     HOLDFAST_TRY(custody.deposit(name, std::move(holding)));
-    service_.restored_[name] = std::move(ranges);
+    service_.restored_[name] = {restored.strategy, std::move(ranges)};
     return {};
+  }
+
+  Result<restore::Restored> withdraw(const std::string& name) override {
+    auto holding = service_.server_.custody().take(name);
+    const auto kept = service_.restored_.find(name);
+    if (!holding || kept == service_.restored_.end())
+      return fail(fmt::format("container {}", name), "is not in custody any more");
+    restore::Restored out;
+    out.name = name;
+    out.strategy = kept->second.strategy;
+    out.container = std::move(holding->container);
+    for (auto& device : holding->devices) {
+      if (device.group.valid()) out.groups.push_back({device.bdf, std::move(device.group)});
+      out.devices.push_back({device.bdf, std::move(device.device)});
+    }
+    for (size_t i = 0; i < holding->memory.size() && i < kept->second.ranges.size(); ++i)
+      out.memory.push_back({holding->memory[i].region, holding->memory[i].name,
+                            std::move(holding->memory[i].fd), std::move(kept->second.ranges[i])});
+    service_.restored_.erase(kept);
+    return out;
+  }
+
+  Result<Held> held(const std::string& name) override {
+    const auto* holding = service_.server_.custody().find(name);
+    const auto kept = service_.restored_.find(name);
+    if (holding == nullptr || kept == service_.restored_.end())
+      return fail(fmt::format("container {}", name), "is not in custody any more");
+    return Held{holding->container, kept->second.strategy};
   }
 
   RestoreService& service_;
@@ -135,14 +163,14 @@ RestoreService::~RestoreService() = default;
 
 std::vector<std::string> RestoreService::held() const {
   std::vector<std::string> out = server_.custody().names();
-  for (const auto& [name, ranges] : restored_)
+  for (const auto& [name, kept] : restored_)
     if (std::find(out.begin(), out.end(), name) == out.end()) out.push_back(name);
   return out;
 }
 
 void RestoreService::drop_stale_memory() {
-  for (auto& [name, ranges] : restored_)
-    if (!server_.custody().holds(name)) ranges.clear();
+  for (auto& [name, kept] : restored_)
+    if (!server_.custody().holds(name)) kept.ranges.clear();
 }
 
 Result<agent::Reply> RestoreService::plan(agent::Request& request) {

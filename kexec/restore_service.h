@@ -17,6 +17,7 @@
 #include "persist/agent/server.h"
 #include "persist/base/mapped_range.h"
 #include "restore/execute.h"
+#include "restore/plan.h"
 
 namespace holdfast::command {
 
@@ -42,9 +43,13 @@ class RestoreService {
 
   agent::Server& server_;
   const std::string proc_;
-  /// Containers that this process restored. MAP_DMA was given addresses in these mappings, so they
-  /// stay as long as custody holds the container.
-  std::map<std::string, std::vector<MappedRange>, std::less<>> restored_;
+  /// Containers that this process restored, and how. MAP_DMA was given addresses in these mappings,
+  /// so they stay as long as custody holds the container.
+  struct Kept {
+    restore::Strategy strategy = restore::Strategy::kAdopt;
+    std::vector<MappedRange> ranges;
+  };
+  std::map<std::string, Kept, std::less<>> restored_;
 };
 
 }  // namespace holdfast::command
