@@ -20,6 +20,8 @@
 
 namespace holdfast::arena {
 
+class Medium;
+
 /// What `show` prints first.
 struct Header {
   std::string path;
@@ -57,7 +59,7 @@ struct CheckReport {
   uint64_t bytes_checked = 0;
   uint64_t dropped_records = 0;  ///< torn journal tail that recovery dropped (normal after a crash)
   std::vector<std::string> warnings;  ///< other generations, files/
-  /// Objects of `generation` (0: the whole arena) that are bad.
+  /// Objects of `generation` (0: the whole arena) that are bad, superblocks and root included.
   [[nodiscard]] std::vector<const Object*> bad(uint64_t generation) const;
 };
 
@@ -121,6 +123,7 @@ class Reader {
   /// Checks magic, version, size, checksum, bounds, meaning, in that order. Foreign, empty,
   /// truncated, newer: exit 3 or 4 with HF-ARENA-… codes. Takes no writer lock.
   static Result<Reader> open(const std::string& path);
+  static Result<Reader> open(std::unique_ptr<Medium> medium);  ///< for tests
 
   [[nodiscard]] const Header& header() const;
   [[nodiscard]] std::vector<uint64_t> generations() const;  ///< retained, ascending

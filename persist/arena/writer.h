@@ -26,8 +26,12 @@ struct InitOptions {
   uint32_t retain = 4;                 ///< generations kept
   bool overwrite = false;              ///< an existing arena is otherwise refused (HF-ARENA-EXISTS)
 };
+class Medium;
+
 /// Makes a new arena. Path may be a file (created), a block device or a devdax device.
 Result<Uuid> init(const std::string& path, const InitOptions& options);
+/// The same on a medium that is open already and at least options.size large.
+Result<Uuid> init_medium(Medium& medium, const InitOptions& options);
 
 /// One change of the mapping set.
 struct Change {
@@ -61,7 +65,10 @@ class CheckpointJob {
 class Writer {
  public:
   /// Takes the writer lock and recovers: old or new state, whole.
+  /// A live journal that cannot be read (HF-JOURNAL-DAMAGED) does not stop it: header() then says
+  /// broken and why, recording and freeze are refused, discard() starts anew.
   static Result<Writer> open(const std::string& path);
+  static Result<Writer> open(std::unique_ptr<Medium> medium);  ///< for tests
   Writer(Writer&&) noexcept;
   Writer& operator=(Writer&&) noexcept;
   ~Writer();
@@ -82,13 +89,17 @@ class Writer {
   [[nodiscard]] std::optional<Mapping> find(uint32_t container, uint64_t iova) const;
   /// Every mapping in IOVA order.
   void for_each(uint32_t container, const std::function<bool(const Mapping&)>& each) const;
-  /// Group commit: everything buffered becomes durable with one write and one sync.
+  /// Group commit: everything buffered becomes durable with one write and one sync. All of it or
+  /// none is found again. In a full arena it succeeds without being durable, so that no client's
+  /// map fails: room().complete is false from then on and freeze refuses, until a checkpoint of the
+  /// set in memory succeeded.
   Result<void> commit();
   /// Share of the space in use, 0..1; at 0.8 health warns. `freeze_fits` is false where the
   /// reserve for one checkpoint and one freeze is gone: freeze will refuse.
   struct Room {
     double used = 0;
     bool freeze_fits = true;
+    bool complete = true;  ///< false: the arena misses changes that were applied
   };
   [[nodiscard]] Room room() const;
 
@@ -103,6 +114,10 @@ class Writer {
   // ----------------------------------------------------------------------------
   Result<void> arm(const std::string& nonce, const std::string& kernel);
   Result<void> disarm();
+  /// Writes page-table pages ahead of freeze(), which then writes only those that changed since.
+  /// Durable; replaced by the next call.
+  Result<void> stage_tables(std::span<const CapturedTables> tables);
+  void unstage_tables();
   /// Seals a generation: journal tail and catalog, one sync; both superblocks, one sync.
   /// `tables` empty: no evidence. Returns the sealed generation.
   Result<uint64_t> freeze(const Seal& seal, std::span<const CapturedTables> tables);
@@ -120,6 +135,9 @@ class Writer {
   Result<void> restore_refused(const std::string& why);
 
   Result<void> add_event(const Event& event);  ///< durable; the oldest make room
+  [[nodiscard]] std::vector<Event> events() const;
+  /// Records of a torn journal tail that opening dropped; normal after a crash.
+  [[nodiscard]] uint64_t dropped_records() const;
 
   // -- files/
   // ------------------------------------------------------------------------------------------- A
@@ -145,6 +163,8 @@ class Writer {
   struct Impl;
 
  private:
+  enum class RestoreStep { kDone, kFailed, kReleased };
+  Result<void> log_restore(const std::string& container, RestoreStep step);
   explicit Writer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -1,0 +1,100 @@
+#pragma once
+
+// The state behind Writer, and the steps that its methods are made of. Private to this folder.
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "persist/arena/allocator.h"
+#include "persist/arena/files_store.h"
+#include "persist/arena/image.h"
+#include "persist/arena/journal_writer.h"
+#include "persist/arena/writer.h"
+
+namespace holdfast::arena {
+
+struct CheckpointJob::Impl {
+  struct Table {
+    uint32_t container = 0;
+    MappingSet snapshot;
+    uint64_t offset = 0;  ///< where it goes; 0: unchanged or empty
+    ExtentRef ref;        ///< the result; for unchanged ones the table that is there
+    bool changed = false;
+  };
+  Medium* medium = nullptr;
+  uint64_t chain = 0;  ///< Writer::Impl::chain_id when it began
+  Manifest manifest;
+  std::vector<Table> tables;  ///< in the order of manifest.containers
+  LiveJournal journal;        ///< where records after the snapshot begin
+  bool whole = false;         ///< begun with a complete record in memory
+  bool ran = false;
+  std::vector<Range> ranges;
+};
+
+struct Writer::Impl {
+  std::unique_ptr<Medium> medium;
+  Superblock superblock;
+  Root root;
+  LiveState live;
+  JournalWriter journal;
+  std::vector<ExtentRef> base_delta;  ///< sealed journal between the base tables and the chain
+  uint64_t base_delta_records = 0;
+  std::vector<Event> events;
+  std::unique_ptr<FilesStore> files;
+  std::string files_problem;  ///< why files/ cannot be used; empty: it can
+
+  FreeMap free_map;
+  bool free_stale = true;
+  std::map<uint64_t, std::vector<Range>> generation_ranges;
+  std::vector<Range> old_chain;  ///< of a chain that the root still names, but is not `journal`
+  std::weak_ptr<CheckpointJob::Impl> job;
+  std::vector<Range> staged;  ///< page-table pages written ahead of a freeze
+  using LiveEntry = LiveState::Entry;
+  struct StagedRun {
+    uint32_t container = 0;
+    ExtentRef ref;
+  };
+  std::vector<StagedRun> staged_runs;
+  std::map<std::pair<uint32_t, uint64_t>, std::pair<uint32_t, uint32_t>> staged_pages;
+
+  uint64_t chain_id = 1;       ///< changes whenever `journal` begins anew or ends
+  bool lost = false;           ///< the medium misses changes that `live` has
+  bool lost_before = false;    ///< `live` itself misses changes of an earlier process
+  std::string poison;          ///< a commit failed half way: nothing more may be written
+  std::string journal_damage;  ///< the live journal could not be read
+  uint64_t dropped = 0;        ///< records of a torn tail that recovery dropped
+  Manifest identity;           ///< boot, kernel_release, host, arena
+
+  explicit Impl(std::unique_ptr<Medium> m) : medium(std::move(m)), journal(*medium, 0) {}
+
+  // writer.cc
+  Result<void> recover();
+  Result<void> settle(const Found& found);
+  Result<void> replay();
+  Result<void> usable() const;      ///< not poisoned
+  Result<void> ensure_recording();  ///< may a change be recorded? begins the chain if need be
+  Result<void> begin_chain();
+  void become_incomplete();
+  [[nodiscard]] Manifest describe_live() const;
+  [[nodiscard]] std::string object() const { return "arena " + medium->path(); }
+
+  // writer_space.cc
+  void rebuild_free_map();
+  std::optional<uint64_t> allocate(uint64_t length);
+  JournalWriter::Allocate segment_allocator();
+  [[nodiscard]] uint64_t reserve_bytes() const;
+  Result<ExtentRef> write_extent(std::span<const std::byte> bytes);
+  /// Commits `next`; with `catalog`, as a new generation whose number is catalog->manifest.number.
+  Result<void> commit_root(Root next, const Catalog* catalog = nullptr);
+  void retire(Root& next);
+  std::unexpected<Error> full(std::string_view what) const;
+
+  // writer_freeze.cc
+  Result<void> write_tables(const CapturedTables& captured, ContainerRecord& record,
+                            ContainerTables& tables);
+};
+
+}  // namespace holdfast::arena

@@ -1,0 +1,135 @@
+// Space, and commits of the root.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "persist/arena/writer_impl.h"
+#include "persist/base/checked.h"
+
+namespace holdfast::arena {
+namespace {
+
+uint64_t units(uint64_t length) {
+  return (length + kUnit - 1) & ~(kUnit - 1);
+}
+
+}  // namespace
+
+void Writer::Impl::rebuild_free_map() {
+  std::vector<Range> used;
+  const auto add = [&](const std::vector<Range>& ranges) {
+    used.insert(used.end(), ranges.begin(), ranges.end());
+  };
+  used.push_back({superblock.root.offset, superblock.root.length});
+  used.push_back({root.events.offset, root.events.length});
+  for (const GenerationEntry& entry : root.generations) add(generation_ranges[entry.number]);
+  add(journal.ranges());
+  add(old_chain);
+  add(staged);
+  if (const auto running = job.lock()) add(running->ranges);
+  free_map = FreeMap(kMainStart, superblock.main_length, std::move(used));
+  free_stale = false;
+}
+
+std::optional<uint64_t> Writer::Impl::allocate(uint64_t length) {
+  if (free_stale) rebuild_free_map();
+  return free_map.allocate(length);
+}
+
+// The journal may use what a checkpoint and a freeze do not need.
+JournalWriter::Allocate Writer::Impl::segment_allocator() {
+  return [this]() -> std::optional<uint64_t> {
+    if (free_stale) rebuild_free_map();
+    if (free_map.free_bytes() < reserve_bytes() + kSegmentSize) return std::nullopt;
+    return allocate(kSegmentSize);
+  };
+}
+
+// One checkpoint of everything, one freeze with tables, a fresh chain, and the roots in between.
+uint64_t Writer::Impl::reserve_bytes() const {
+  uint64_t tables = 0;
+  for (const auto& [id, entry] : live.containers)
+    tables += units(entry.set.size() * sizeof(Mapping));
+  const uint64_t catalog = (64 << 10) + live.containers.size() * kUnit + live.regions.size() * 512;
+  return tables + 2 * catalog + 3 * kSegmentSize + superblock.table_reserve;
+}
+
+Result<ExtentRef> Writer::Impl::write_extent(std::span<const std::byte> bytes) {
+  const auto offset = allocate(bytes.size());
+  if (!offset) return full(fmt::format("{} bytes", bytes.size()));
+  HOLDFAST_TRY(medium->write(*offset, bytes));
+  return ExtentRef{*offset, bytes.size(), xxh3_128(bytes)};
+}
+
+std::unexpected<Error> Writer::Impl::full(std::string_view what) const {
+  return refuse(Exit::kRefused, "HF-ARENA-FULL", object(),
+                fmt::format("has no room for {} ({} of {} bytes free)", what, free_map.free_bytes(),
+                            free_map.total_bytes()),
+                "nothing was changed and mappings go on; make a larger arena with "
+                "`holdfast init --for-mappings`");
+}
+
+void Writer::Impl::retire(Root& next) {
+  for (size_t i = 0; i < next.generations.size() && next.generations.size() > superblock.retain;) {
+    const uint64_t number = next.generations[i].number;
+    const bool needed = number == next.frozen || number == next.current ||
+                        number == next.journal.base || number == root.journal.base;
+    if (needed || !medium->retire(number)) {
+      ++i;
+      continue;
+    }
+    next.generations.erase(next.generations.begin() + static_cast<ptrdiff_t>(i));
+  }
+}
+
+Result<void> Writer::Impl::commit_root(Root next, const Catalog* catalog) {
+  HOLDFAST_TRY(usable());
+  // Before the new generation is added: what goes is older than it.
+  std::vector<std::byte> front;
+  if (catalog != nullptr) {
+    front = encode(*catalog);
+    if (front.empty()) return fail(object(), "the catalog is too large");
+    if (next.generations.size() >= kMaxGenerations)
+      return refuse(Exit::kRefused, "HF-GENERATIONS", object(),
+                    fmt::format("keeps {} generations, all in use", next.generations.size()),
+                    "unmount old generations, then try again");
+    next.generations.push_back({catalog->manifest.number, {}});
+    retire(next);
+  }
+  const uint64_t root_at = units(front.size());
+  const uint64_t total = root_at + encode(next).size();
+  const auto offset = allocate(total);
+  if (!offset) return full(fmt::format("a commit of {} bytes", total));
+  std::vector<Range> ranges;
+  if (catalog != nullptr) {
+    GenerationEntry& entry = next.generations.back();
+    entry.catalog = {*offset, front.size(), xxh3_128(front)};
+    for (const NamedExtent& extent : generation_extents(entry, catalog))
+      ranges.push_back({extent.ref.offset, extent.ref.length});
+  }
+  const std::vector<std::byte> bytes = encode(next);
+  std::vector<std::byte> both = std::move(front);
+  both.resize(root_at);
+  both.insert(both.end(), bytes.begin(), bytes.end());
+  free_stale = true;  // also when what follows fails: then this space is free again
+  HOLDFAST_TRY(medium->write(*offset, both));
+
+  Superblock top = superblock;
+  top.commit += 1;
+  top.root = {*offset + root_at, bytes.size(), xxh3_128(bytes)};
+  seal_superblock(top);
+  if (auto done = commit_superblock(*medium, top); !done) {
+    poison = done.error().headline();
+    return std::unexpected(std::move(done).error());
+  }
+  superblock = top;
+  root = std::move(next);
+  if (catalog != nullptr) generation_ranges[catalog->manifest.number] = std::move(ranges);
+  std::erase_if(generation_ranges,
+                [&](const auto& item) { return root.find(item.first) == nullptr; });
+  return {};
+}
+
+}  // namespace holdfast::arena
