@@ -146,7 +146,7 @@ class Scanner {
       // Forged chains could run in a circle.
       if (visited_.size() * kSegmentSize > area_.length)
         return damaged(fmt::format("journal segment at {:#x}", offset), "is part of a circle");
-      visited_.push_back({offset, 0, 0});
+      visited_.push_back({offset, 0, 0, false});
       HOLDFAST_TRY_ASSIGN(offset, segment(offset));
     }
     return finish();
@@ -157,6 +157,7 @@ class Scanner {
     size_t segment = 0;
     uint64_t used = 0;
     uint64_t sequence = 0;
+    bool linked = false;
   };
 
   bool next(uint64_t offset, JournalRecord& record) const {
@@ -176,7 +177,7 @@ class Scanner {
     ++sequence_;
     now.next = record.iova;
     now.used = kRecordSize;
-    if (!open_) tail_ = {index, now.used, sequence_};
+    if (!open_) tail_ = {index, now.used, sequence_, false};
     const uint64_t end = offset + kSegmentSize;
     for (uint64_t at = offset + kRecordSize; at + 2 * kRecordSize <= end;) {
       if (!next(at, record) || record.op != static_cast<uint32_t>(JournalOp::kGroup) ||
@@ -200,7 +201,7 @@ class Scanner {
         for (const JournalRecord& change : pending_) HOLDFAST_TRY(applier_.apply(change));
         if (applier_.in_blob()) return damaged("journal", "a commit ends within a catalog change");
         pending_.clear();
-        tail_ = {index, now.used, sequence_};
+        tail_ = {index, now.used, sequence_, link};
       }
       if (link) break;
     }
@@ -235,6 +236,7 @@ class Scanner {
     }
     JournalScan::Segment& last = out.segments.back();
     last.used = tail_.used;
+    last.linked = tail_.linked;
     out.stale.push_back({last.offset + last.used, kSegmentSize - last.used});
     if (last.next != 0) out.stale.push_back({last.next, kSegmentSize});
     if (visited_.back().next != 0) out.stale.push_back({visited_.back().next, kSegmentSize});

@@ -41,8 +41,9 @@ struct JournalArea {
 struct JournalScan {
   struct Segment {
     uint64_t offset = 0;
-    uint64_t used = 0;  ///< bytes up to the tail
-    uint64_t next = 0;  ///< announced, 0: none
+    uint64_t used = 0;    ///< bytes up to the tail
+    uint64_t next = 0;    ///< announced, 0: none
+    bool linked = false;  ///< ends with kLink: nothing more goes in
   };
   std::vector<Segment> segments;  ///< up to the tail; the last one takes the next record
   uint64_t next_sequence = 0;

@@ -43,7 +43,7 @@ Result<LiveJournal> JournalWriter::start(uint32_t epoch, uint64_t base, uint64_t
   sequence_ = 1;
   durable_ = 0;
   journal_ = {base, first, sequence_, epoch};
-  segments_.push_back({first, 0, next, sequence_, {}});
+  segments_.push_back({first, 0, next, sequence_, false, {}});
   hash_ = StreamHash();
   JournalRecord record = header(JournalOp::kSegment);
   record.iova = next;
@@ -68,6 +68,7 @@ Result<void> JournalWriter::resume(const LiveJournal& journal, const JournalScan
                          segment.used,
                          segment.next,
                          first.sequence,
+                         segment.linked,
                          {segment.offset, segment.used, xxh3_128(bytes)}});
     if (&segment == &scan.segments.back()) hash_.update(bytes);
   }
@@ -104,7 +105,7 @@ Result<bool> JournalWriter::advance(const Allocate& allocate) {
   last.sealed = {last.offset, last.used, hash_.digest()};
   const uint64_t offset = last.next;
   const uint64_t next = allocate().value_or(0);
-  segments_.push_back({offset, 0, next, sequence_, {}});
+  segments_.push_back({offset, 0, next, sequence_, false, {}});
   hash_ = StreamHash();
   JournalRecord record = header(JournalOp::kSegment);
   record.iova = next;
@@ -162,6 +163,7 @@ Result<std::optional<LiveJournal>> JournalWriter::cut(const Allocate& allocate) 
     pending_ = saved;
     if (!linked) return std::unexpected(std::move(linked).error());
     if (!*linked) return std::optional<LiveJournal>();
+    segments_.back().linked = true;
   }
   buffer_.clear();
   HOLDFAST_TRY_ASSIGN(const bool moved, advance(allocate));

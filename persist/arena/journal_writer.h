@@ -57,13 +57,15 @@ class JournalWriter {
  private:
   struct Segment {
     uint64_t offset = 0, used = 0, next = 0, first_sequence = 0;
-    ExtentRef sealed;  // of segments that are done
+    bool linked = false;  // nothing more goes in
+    ExtentRef sealed;     // of segments that are done
   };
   JournalRecord finish(JournalRecord record);
   Result<void> put(std::span<const JournalRecord> records);
   Result<bool> advance(const Allocate& allocate);
   [[nodiscard]] uint64_t slots() const {
-    return (kSegmentSize - segments_.back().used) / kRecordSize;
+    const Segment& last = segments_.back();
+    return last.linked ? 0 : (kSegmentSize - last.used) / kRecordSize;
   }
 
   Medium* medium_;

@@ -43,6 +43,9 @@ class Medium {
   /// kBeingWritten. Durable after the next sync().
   Result<void> write_superblock(uint64_t offset, const Superblock& superblock);
 
+  /// Lets go of memory that looking at data() has taken; what is looked at again comes back.
+  virtual void relax() {}
+
   /// Takes the one writer's lock for the life of this Medium: else HF-ARENA-LOCKED, with the pid.
   virtual Result<void> lock_writer() = 0;
   /// Shares generation `number`; refused (HF-GENERATION-GONE) once a writer retired it.

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -40,6 +41,7 @@ class FileMedium final : public Medium {
     if (::fdatasync(fd_.get()) != 0) return fail_errno(errno, "arena " + path_, "fdatasync");
     return {};
   }
+  void relax() override { ::madvise(range_.data(), range_.size(), MADV_DONTNEED); }
   Result<void> lock_writer() override { return arena::lock_writer(fd_, path_); }
   Result<std::shared_ptr<Lease>> lease(uint64_t number) override {
     return lock_lease(fd_, path_, number);

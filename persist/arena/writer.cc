@@ -73,6 +73,13 @@ Result<void> Writer::Impl::recover() {
   }
   live.next_container = std::max(live.next_container, root.next_container);
   live.next_region = std::max(live.next_region, root.next_region);
+  if (found.stepped_back) {
+    // A reader may have seen the generation that was left behind: its number is not used again.
+    Root next = root;
+    next.next_generation += 1;
+    static_cast<void>(commit_root(std::move(next)));
+  }
+  medium->relax();
   auto store = FilesStore::open(*medium);
   if (store) {
     files = std::move(*store);
@@ -122,15 +129,12 @@ Result<void> Writer::Impl::replay() {
   HOLDFAST_TRY_ASSIGN(const JournalScan scan, scan_journal(area, root.journal, live));
   dropped = scan.dropped;
   lost_before = lost_before || scan.incomplete;
-  bool zeroed = false;
   const std::vector<std::byte> zeros(kSegmentSize);
   for (const Range& range : scan.stale) {
     if (all_zero({medium->data() + range.offset, range.length})) continue;
     HOLDFAST_TRY(medium->write(range.offset, std::span(zeros).first(range.length)));
-    zeroed = true;
   }
   // What was read may so far only be in the cache of a killed writer.
-  static_cast<void>(zeroed);
   HOLDFAST_TRY(medium->sync());
   return journal.resume(root.journal, scan);
 }

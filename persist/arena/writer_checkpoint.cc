@@ -90,6 +90,7 @@ Result<CheckpointJob> Writer::begin_checkpoint() {
   HOLDFAST_TRY(w.ensure_recording());
   HOLDFAST_TRY(commit());
   auto job = std::make_shared<CheckpointJob::Impl>();
+  w.job = job;  // from here on its extents are not free
   job->medium = w.medium.get();
   job->manifest = w.describe_live();
   job->whole = !w.lost_before;
@@ -146,7 +147,6 @@ Result<CheckpointJob> Writer::begin_checkpoint() {
     if (table.offset != 0) table.snapshot = entry.set.snapshot();
     entry.changed = false;
   }
-  w.job = job;
   return CheckpointJob(job);
 }
 
@@ -198,6 +198,8 @@ Result<uint64_t> Writer::finish_checkpoint(CheckpointJob handle) {
     it->second.set.rebase(table.snapshot, mapped);
   }
   w.job.reset();
+  w.rebuild_free_map();
+  w.medium->relax();
   return w.root.current;
 }
 

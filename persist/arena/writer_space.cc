@@ -129,6 +129,8 @@ Result<void> Writer::Impl::commit_root(Root next, const Catalog* catalog) {
   if (catalog != nullptr) generation_ranges[catalog->manifest.number] = std::move(ranges);
   std::erase_if(generation_ranges,
                 [&](const auto& item) { return root.find(item.first) == nullptr; });
+  // Now, so that the next commit, which may be a freeze, finds it done.
+  if (catalog == nullptr) rebuild_free_map();
   return {};
 }
 
