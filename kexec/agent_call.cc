@@ -48,18 +48,19 @@ Result<std::optional<protocol::ControlClient>> find_agent(const Context& context
 Result<protocol::ControlClient> need_agent(const Context& context, std::string_view wanted) {
   HOLDFAST_TRY_ASSIGN(auto agent, connect(context));
   HOLDFAST_TRY_ASSIGN(const std::string socket, context.socket_path());
-  const std::string object = fmt::format("{}: holdfastd", wanted);
-  if (!agent)
-    return refuse(Exit::kRefused, "HF-NO-AGENT", object,
-                  fmt::format("does not listen at {}; nothing was changed", socket),
-                  "systemctl start holdfastd (or name its socket with --socket)");
-  HOLDFAST_TRY_ASSIGN(const std::string other, other_arena(context, *agent));
-  if (!other.empty())
-    return refuse(Exit::kRefused, "HF-NO-AGENT", object,
-                  fmt::format("at {} serves {}, not {}; nothing was changed", socket, other,
-                              context.named_arena()),
-                  "name the socket of that arena's agent with --socket, or start one");
-  return std::move(*agent);
+  std::string cause = fmt::format("does not listen at {}; nothing was changed", socket);
+  std::string remedy = "systemctl start holdfastd (or name its socket with --socket)";
+  if (agent) {
+    HOLDFAST_TRY_ASSIGN(const std::string other, other_arena(context, *agent));
+    if (other.empty()) return std::move(*agent);
+    cause = fmt::format("at {} serves {}, not {}; nothing was changed", socket, other,
+                        context.named_arena());
+    remedy = "name the socket of that arena's agent with --socket, or start one";
+  }
+  auto refusal =
+      refuse(Exit::kRefused, "HF-NO-AGENT", fmt::format("{}: holdfastd", wanted), cause, remedy);
+  if (const auto path = context.arena_path()) remember(context, *path, refusal.error());
+  return refusal;
 }
 
 Result<Json> ask(const Context& context, protocol::ControlClient& agent, std::string_view verb,

@@ -20,7 +20,7 @@ namespace holdfast::command {
 [[nodiscard]] Result<std::optional<protocol::ControlClient>> find_agent(const Context& context);
 
 /// The agent; exit 5, HF-NO-AGENT where nobody listens or another arena is served. `wanted` is the
-/// act that needs it.
+/// act that needs it; the refusal is kept in the arena's events.
 [[nodiscard]] Result<protocol::ControlClient> need_agent(const Context& context,
                                                          std::string_view wanted);
 

@@ -53,6 +53,17 @@ Error damage(const std::string& path, const std::vector<const arena::Object*>& b
   return error;
 }
 
+Error damaged_files(const std::string& path, const Error& found, uint64_t matters) {
+  Error error = found;
+  error.exit = Exit::kVerification;
+  error.code = "HF-FILES-DAMAGED";
+  error.object = fmt::format("arena {}: files/", path);
+  error.cause = found.headline();
+  if (matters != 0) error.details.push_back(fmt::format("generation {} is not affected", matters));
+  error.remedy = "nothing stops a restore; keep a copy: holdfast bundle FILE";
+  return error;
+}
+
 Result<Exit> run_verify(Context& context, const Options& options) {
   HOLDFAST_TRY_ASSIGN(const std::string path, context.arena_path(options.path));
   auto reader = arena::Reader::open(path);
@@ -71,13 +82,17 @@ Result<Exit> run_verify(Context& context, const Options& options) {
                            : header.frozen != 0    ? header.frozen
                                                    : header.current;
   const bool affected = matters != 0 && !report->bad(matters).empty();
+  // A tree of files/ that cannot be read lists no objects: that it is damaged is asked for itself.
+  const auto files =
+      options.generation == 0 ? reader->files() : Result<std::vector<arena::FileInfo>>();
+  const bool good = bad.empty() && files.has_value();
   if (context.json) {
     Json document = json_document("verify");
     document["path"] = path;
     document["arena"] = header.uuid.text();
     document["state"] = state_name(header.state);
     document["generation"] = options.generation;
-    document["good"] = bad.empty();
+    document["good"] = good;
     document["generation_in_force"] = matters;
     document["generation_in_force_good"] = !affected;
     document["bytes_checked"] = report->bytes_checked;
@@ -86,7 +101,7 @@ Result<Exit> run_verify(Context& context, const Options& options) {
     document["objects"] = Json::array();
     for (const auto& object : report->objects) document["objects"].push_back(to_json(object));
     context.print_document(document);
-  } else if (bad.empty()) {
+  } else if (good) {
     Context::print(
         fmt::format("good: {}, {} checked{}\n", counted(report->objects.size(), "object"),
                     human_bytes(report->bytes_checked),
@@ -100,6 +115,7 @@ Result<Exit> run_verify(Context& context, const Options& options) {
                     counted(report->dropped_records, "record")));
   for (const auto& warning : report->warnings) context.note("warning: " + warning);
   if (!bad.empty()) return std::unexpected(damage(path, bad, header, affected, options.generation));
+  if (!files) return std::unexpected(damaged_files(path, files.error(), matters));
   return Exit::kDone;
 }
 

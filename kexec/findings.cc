@@ -43,20 +43,12 @@ std::string text_of(const std::vector<Finding>& findings) {
 
 Result<void> verdict(const std::vector<Finding>& findings, std::string_view code,
                      std::string_view object) {
-  Error error;
+  // The remedies stand in the table that the caller prints.
   std::vector<std::string> names;
-  for (const auto& finding : findings) {
-    if (!finding.needed || finding.status != Status::kMissing) continue;
-    names.push_back(finding.name);
-    error.details.push_back(fmt::format("{}: {}{}{}", finding.name, finding.found,
-                                        finding.remedy.empty() ? "" : " -> ", finding.remedy));
-  }
+  for (const auto& finding : findings)
+    if (finding.needed && finding.status == Status::kMissing) names.push_back(finding.name);
   if (names.empty()) return {};
-  error.exit = Exit::kUnsupported;
-  error.code = code;
-  error.object = object;
-  error.cause = "needed and missing: " + joined(names, ", ");
-  return std::unexpected(std::move(error));
+  return refuse(Exit::kUnsupported, code, object, "needed and missing: " + joined(names, ", "));
 }
 
 }  // namespace holdfast::command

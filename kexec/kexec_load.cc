@@ -80,6 +80,31 @@ void unload_kernel(const Context& context) {
   context.note("kexec -u failed; the image may still be loaded, but no nonce of the arena fits it");
 }
 
+// Everything that can be known before anything is armed.
+struct Prepared {
+  ImageFile image;
+  NextCommandLine next;
+  LoadedRecord record;
+};
+Result<Prepared> prepare(const Context& context, const LoadOptions& options,
+                         const std::string& arena_path) {
+  Prepared out;
+  HOLDFAST_TRY_ASSIGN(out.image, read_image(options.image));
+  if (!options.initrd.empty()) HOLDFAST_TRY(readable(options.initrd, "initrd"));
+  HOLDFAST_TRY(refuse_disabled(context.host()));
+  HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(arena_path));
+  LoadedRecord& record = out.record;
+  record.arena = reader.header().uuid.text();
+  record.nonce = draw_nonce();
+  record.image = out.image.path;
+  record.image_hash = out.image.hash.hex();
+  HOLDFAST_TRY_ASSIGN(out.next,
+                      compose(context, options, out.image.boot, record.arena, record.nonce));
+  record.command_line = out.next.line.text();
+  HOLDFAST_TRY_ASSIGN(record.boot, context.host().boot_id());
+  return out;
+}
+
 void print_loaded(Context& context, const LoadedRecord& record, const NextCommandLine& next,
                   const std::string& version) {
   if (context.json) {
@@ -141,24 +166,18 @@ Result<NextCommandLine> compose(const Context& context, const LoadOptions& optio
 }
 
 Result<Exit> run_kexec_load(Context& context, const LoadOptions& options) {
-  HOLDFAST_TRY_ASSIGN(const ImageFile image, read_image(options.image));
-  if (!options.initrd.empty()) HOLDFAST_TRY(readable(options.initrd, "initrd"));
-  HOLDFAST_TRY(refuse_disabled(context.host()));
   HOLDFAST_TRY_ASSIGN(const std::string path, context.arena_path());
-  HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(path));
-  LoadedRecord record;
-  record.arena = reader.header().uuid.text();
-  record.nonce = draw_nonce();
-  record.image = image.path;
-  record.image_hash = image.hash.hex();
-  HOLDFAST_TRY_ASSIGN(const NextCommandLine next,
-                      compose(context, options, image.boot, record.arena, record.nonce));
-  record.command_line = next.line.text();
+  auto prepared = prepare(context, options, path);
+  if (!prepared) {
+    Error error = std::move(prepared).error().in("kexec load");
+    if (!options.print_only && !error.code.empty()) remember(context, path, error);
+    return std::unexpected(std::move(error));
+  }
+  auto& [image, next, record] = *prepared;
   if (options.print_only) {
     Context::print(shown(load_arguments(options, image.path, next.line, LoadCall::kFile)) + "\n");
     return Exit::kDone;
   }
-  HOLDFAST_TRY_ASSIGN(record.boot, context.host().boot_id());
   HOLDFAST_TRY_ASSIGN(auto agent, need_agent(context, "kexec load"));
   // From here on an older record speaks of a nonce that the arena is about to forget.
   HOLDFAST_TRY(remove_loaded_record(context.loaded_record_path()));

@@ -255,7 +255,8 @@ TEST_F(Kexec, CheckNamesWhatStandsInTheWay) {
   EXPECT_EQ(said.status, 4);
   EXPECT_THAT(said.err, HasSubstr("HF-KEXEC-CHECK"));
   std::map<std::string, std::string> status;
-  for (const auto& finding : said.json()["findings"])
+  const auto findings = said.json()["findings"];
+  for (const auto& finding : findings)
     status[finding["name"].get<std::string>()] = finding["status"].get<std::string>();
   EXPECT_EQ(status["image"], "ok");
   EXPECT_EQ(status["image-above-4g"], "missing");
@@ -381,7 +382,8 @@ TEST_F(Kexec, EveryRefusalOfExecIsKeptInTheArena) {
   ASSERT_EQ(exec().status, 5);
   stop_agent();
   size_t kept = 0;
-  for (const auto& event : show()["events"])
+  const auto events = show()["events"];
+  for (const auto& event : events)
     if (event["code"] == "HF-KEXEC-NOT-LOADED") {
       ++kept;
       EXPECT_EQ(event["exit"], 5);
