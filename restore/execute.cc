@@ -49,6 +49,7 @@ class Attempt {
         points_(points) {
     restored_.name = container.name;
     restored_.strategy = container.strategy;
+    settled_ = container.strategy == Strategy::kSettled;
   }
 
   Result<void> run(const Step& step, const std::function<void(uint64_t)>& mapped) {
@@ -68,6 +69,8 @@ class Attempt {
       case Verb::kDeposit:
         points_.pass();
         return custody_.deposit(restored_);
+      case Verb::kCommit:
+        return commit();
       case Verb::kLogDone:
         points_.pass();
         return log_.done(container_.name);
@@ -103,6 +106,13 @@ class Attempt {
     restored_.container.reset();
     restored_.memory.clear();
     return outcome;
+  }
+
+  /// After the deposit: takes the container back out of custody, so that undo() can undo it.
+  Result<void> withdraw() {
+    points_.pass();
+    HOLDFAST_TRY_ASSIGN(restored_, custody_.withdraw(container_.name));
+    return {};
   }
 
   [[nodiscard]] uint64_t mapped() const { return mapped_; }
@@ -219,6 +229,56 @@ class Attempt {
     return outcome;
   }
 
+  /// The container is in custody by now, with all but its last mapping. In a run after one that was
+  /// killed the last one may be there, too.
+  Result<void> commit() {
+    points_.pass();
+    HOLDFAST_TRY_ASSIGN(const Custody::Held held, custody_.held(container_.name));
+    if (held.strategy != Strategy::kAdopt || container_.mappings == 0) return {};
+    const Mapping last = container_.table.at(container_.mappings - 1);
+    if (restored_.memory.empty()) {
+      // Deposited in this run: the region's descriptor went along, its file did not go away.
+      const Region* region = plan_.manifest->find_region(last.region);
+      if (region == nullptr)
+        return fail(fmt::format("region {}", last.region), "is not in the generation");
+      HOLDFAST_TRY(open_region({.verb = Verb::kOpenRegion, .region = last.region}));
+    }
+    const Restored::Memory* memory = memory_of(last);
+    if (memory == nullptr) return fail(describe(last), "its memory is not open");
+    points_.pass();
+    auto outcome = port_.map(held.container, request(last, *memory, kernel::MapMode::kAdopt));
+    if (!outcome && settled_ && outcome.error().sys_errno == EEXIST) return {};
+    if (!outcome)
+      return pass(std::move(outcome).error(),
+                  fmt::format("mapping {} of {} at iova {:#x}", container_.mappings,
+                              container_.mappings, last.iova));
+    ++mapped_;
+    // The address that was mapped lives as long as the region's mapping in custody.
+    return {};
+  }
+
+  [[nodiscard]] const Restored::Memory* memory_of(const Mapping& mapping) const {
+    const auto it =
+        std::find_if(restored_.memory.begin(), restored_.memory.end(),
+                     [&](const Restored::Memory& entry) { return entry.region == mapping.region; });
+    if (it == restored_.memory.end() ||
+        !fits(mapping.region_offset, mapping.size, it->range.size()))
+      return nullptr;
+    return &*it;
+  }
+
+  [[nodiscard]] static kernel::MapRequest request(const Mapping& mapping,
+                                                  const Restored::Memory& memory,
+                                                  kernel::MapMode mode) {
+    return {.iova = mapping.iova,
+            .size = mapping.size,
+            .vaddr = memory.range.data() + mapping.region_offset,
+            .access = mapping.access,
+            .memory = BorrowedFd(memory.fd),
+            .memory_offset = mapping.region_offset,
+            .mode = mode};
+  }
+
   Result<void> open_device(const Step& step) {
     const Device& which = device(step);
     const auto group =
@@ -239,6 +299,7 @@ class Attempt {
   RestoreLog& log_;
   Points& points_;
   Restored restored_;
+  bool settled_ = false;  ///< an earlier run of this boot deposited it
   kernel::MapMode mode_ = kernel::MapMode::kMap;
   uint64_t mapped_ = 0;
 };
@@ -275,10 +336,18 @@ class Execution {
     result.strategy = container.strategy;
     const uint64_t start = now_ns();
     Attempt attempt(plan_, container, port_, custody_, log_, points_);
-    bool deposited = container.strategy == Strategy::kSettled;
+    const bool settled = container.strategy == Strategy::kSettled;
+    bool deposited = settled;
     Result<void> outcome;
     for (const auto& step : container.steps) {
       outcome = one_step(container, step, attempt);
+      if (!outcome && step.verb == Verb::kCommit && !settled) {
+        // Whole or not at all: what is one mapping short comes back out of custody.
+        if (auto back = attempt.withdraw())
+          deposited = false;
+        else
+          outcome.error().details.push_back(back.error().headline());
+      }
       if (!outcome) break;
       if (step.verb == Verb::kDeposit) deposited = true;
     }

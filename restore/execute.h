@@ -3,9 +3,14 @@
 // Runs a plan, and exactly the plan, container by container:
 //
 //   started(generation, boot)
-//   per container:  steps 1..n ── ok ──► deposit ──► done          all, or
-//                        └─ failed at k ──► undo k-1..1 ──► failed   nothing
+//   per container:  steps 1..n ── ok ──► deposit ──► commit ──► done    all, or
+//                        └─ failed at k ──► undo k-1..1 ──► failed        nothing
 //   finished         when every container of the generation is done or released
+//
+// Killed before `commit`, an adoption leaves the container incomplete, and a kernel gives
+// incomplete ones back as they were: the next run starts over. Killed after it, the descriptors are
+// in custody (which must outlive this process for that: systemd's fd store, or another process),
+// and the next run writes what the log lacks.
 //
 // Undoing never touches a live entry: adopted ranges are forgotten (Port::forget), mapped ones are
 // unmapped, descriptors are closed. A failed container does not stop the next one.
@@ -53,6 +58,14 @@ class Custody {
   /// Takes the container over: moves out of `restored` on success, leaves it whole on failure (it
   /// is then rolled back).
   virtual Result<void> deposit(Restored& restored) = 0;
+  /// Takes back what deposit() took in this run, to roll it back.
+  virtual Result<Restored> withdraw(const std::string& container) = 0;
+  /// What an earlier, interrupted run deposited.
+  struct Held {
+    BorrowedFd container{-1};
+    Strategy strategy = Strategy::kAdopt;
+  };
+  virtual Result<Held> held(const std::string& container) = 0;
 };
 
 /// The arena's restore log; holdfastd, the one writer, implements it. Each call is durable when it

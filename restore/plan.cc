@@ -117,6 +117,35 @@ Error refusal_of(const ContainerPlan& plan, const Obstacle& obstacle) {
       .error();
 }
 
+Step open_region_step(const Region& region) {
+  return {.verb = Verb::kOpenRegion,
+          .region = region.id,
+          .bytes = region.length,
+          .text = fmt::format("open region {} ({}), {:#x} bytes", region.name, region.path,
+                              region.length)};
+}
+
+Step commit_step(const Mapping& last) {
+  return {.verb = Verb::kCommit,
+          .region = last.region,
+          .mode = kernel::MapMode::kAdopt,
+          .count = 1,
+          .bytes = last.size,
+          .text = fmt::format("adopt the last mapping (iova {:#x}): now it is whole", last.iova)};
+}
+
+/// An earlier run got as far as the deposit: what it may not have done yet.
+void add_rest(const PlanInput& input, ContainerPlan& plan) {
+  if (plan.mappings != 0) {
+    const Mapping last = plan.table.at(plan.mappings - 1);
+    if (const Region* region = input.manifest.find_region(last.region)) {
+      plan.steps.push_back(open_region_step(*region));
+      plan.steps.push_back(commit_step(last));
+    }
+  }
+  plan.steps.push_back({.verb = Verb::kLogDone, .text = "log: done"});
+}
+
 /// The steps of taking a container up, in the order in which they are run. What changes the state
 /// of a device, opening it, comes last: everything before it can be undone without a trace.
 void add_steps(const PlanInput& input, const ContainerRecord& record,
@@ -124,15 +153,13 @@ void add_steps(const PlanInput& input, const ContainerRecord& record,
   const bool adopt = plan.strategy == Strategy::kAdopt;
   const auto& devices = record.container.devices;
   const auto add = [&plan](Step step) { plan.steps.push_back(std::move(step)); };
+  const bool commit = adopt && plan.mappings != 0;
+  const Mapping last = commit ? plan.table.at(plan.mappings - 1) : Mapping{};
 
   for (const uint32_t id : findings.regions) {
     const Region* region = input.manifest.find_region(id);
     if (region == nullptr) continue;
-    add({.verb = Verb::kOpenRegion,
-         .region = id,
-         .bytes = region->length,
-         .text = fmt::format("open region {} ({}), {:#x} bytes", region->name, region->path,
-                             region->length)});
+    add(open_region_step(*region));
   }
   add({.verb = Verb::kOpenContainer,
        .preserved = adopt,
@@ -149,10 +176,12 @@ void add_steps(const PlanInput& input, const ContainerRecord& record,
   add({.verb = Verb::kCheckLimits, .text = "check aperture and entry limit of the container"});
   add({.verb = Verb::kMapRanges,
        .mode = adopt ? kernel::MapMode::kAdopt : kernel::MapMode::kMap,
-       .count = plan.mappings,
-       .bytes = plan.bytes,
-       .text = fmt::format("{} {} mappings, {:#x} bytes, as recorded", adopt ? "adopt" : "map",
-                           plan.mappings, plan.bytes)});
+       .count = plan.mappings - (commit ? 1 : 0),
+       .bytes = plan.bytes - (commit ? last.size : 0),
+       .text = commit ? fmt::format("adopt {} of {} mappings as recorded", plan.mappings - 1,
+                                    plan.mappings)
+                      : fmt::format("map {} mappings, {:#x} bytes, as recorded", plan.mappings,
+                                    plan.bytes)});
   for (size_t i = 0; i < devices.size(); ++i) {
     const Device* now = found_now(findings, devices[i].bdf);
     const Device& device = now == nullptr ? devices[i] : *now;
@@ -164,6 +193,7 @@ void add_steps(const PlanInput& input, const ContainerRecord& record,
          .text = reopen_text(device.bdf, reopen, device.reset_method)});
   }
   add({.verb = Verb::kDeposit, .text = "hand the descriptors to holdfastd for their owner"});
+  if (commit) add(commit_step(last));
   add({.verb = Verb::kLogDone, .text = "log: done"});
 }
 
@@ -224,8 +254,7 @@ Plan make_plan(const PlanInput& input) {
     container.bytes = found.mapping_bytes;
     if (contains(input.settled, found.name)) {
       container.strategy = Strategy::kSettled;
-      if (!contains(input.logged, found.name))
-        container.steps.push_back({.verb = Verb::kLogDone, .text = "log: done"});
+      if (!contains(input.logged, found.name)) add_rest(input, container);
     } else if (!found.problems.empty()) {
       container.refusals = found.problems;
     } else {

@@ -31,10 +31,13 @@ enum class Verb : uint32_t {
   kOpenContainer = 2,  ///< an empty container
   kAttachGroup = 3,    ///< open the group, put it in, set the IOMMU with the first one
   kCheckLimits = 4,    ///< what the kernel now says the container may map
-  kMapRanges = 5,      ///< every mapping as recorded, adopted or mapped
+  kMapRanges = 5,      ///< every mapping as recorded, adopted (all but the last) or mapped
   kOpenDevice = 6,     ///< the device descriptor; resets the device where noted
   kDeposit = 7,        ///< descriptors go into holdfastd's custody for their owner
   kLogDone = 8,        ///< the restore log says done
+  /// The last mapping of an adoption. Until then the kernel sees an incomplete adoption and gives
+  /// the tables back untouched, should this process die: so it comes after the deposit.
+  kCommit = 9,
 };
 [[nodiscard]] std::string_view verb_name(Verb verb);  ///< "open-region", …
 
@@ -96,9 +99,9 @@ struct PlanInput {
   const kernel::Capabilities& capabilities;
   const Findings& findings;  ///< of the containers to be restored
   Policy asked = Policy::kAdopt;
-  bool allow_weaker = false;         ///< a restore weaker than the sealed policy was asked for
-  std::vector<std::string> settled;  ///< done in this boot and held, or taken by their owner
-  std::vector<std::string> logged;   ///< of those, what the restore log already calls done
+  bool allow_weaker = false;           ///< a restore weaker than the sealed policy was asked for
+  std::vector<std::string> settled{};  ///< done in this boot and held, or taken by their owner
+  std::vector<std::string> logged{};   ///< of those, what the restore log already calls done
 };
 
 /// Pure: no I/O, no failure. A plan that must not run says so in refusal().

@@ -29,6 +29,7 @@ Json to_json(const Step& step, const ContainerPlan& container) {
   out["text"] = step.text;
   const auto& devices = container.record->container.devices;
   switch (step.verb) {
+    case Verb::kCommit:
     case Verb::kOpenRegion:
       out["region"] = step.region;
       out["bytes"] = hex(step.bytes);
@@ -99,6 +100,8 @@ std::string_view verb_name(Verb verb) {
       return "deposit";
     case Verb::kLogDone:
       return "log-done";
+    case Verb::kCommit:
+      return "commit";
   }
   return "unknown";
 }

@@ -20,10 +20,10 @@ namespace holdfast::restore {
 
 /// What the running kernel says about how it was started.
 struct BootFacts {
-  std::optional<Uuid> arena;  ///< holdfast.arena=
-  std::string nonce;          ///< holdfast.nonce=, 32 lower-case hex digits; empty: not given
-  bool crash_kernel = false;  ///< elfcorehdr= on the command line, or /proc/vmcore exists
-  Uuid boot;                  ///< /proc/sys/kernel/random/boot_id
+  std::optional<Uuid> arena{};  ///< holdfast.arena=
+  std::string nonce{};          ///< holdfast.nonce=, 32 lower-case hex digits; empty: not given
+  bool crash_kernel = false;    ///< elfcorehdr= on the command line, or /proc/vmcore exists
+  Uuid boot;                    ///< /proc/sys/kernel/random/boot_id
 };
 
 /// Reads holdfast.arena=, holdfast.nonce= and elfcorehdr= off a kernel command line (words split at

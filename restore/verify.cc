@@ -262,11 +262,11 @@ Result<Findings> inspect(const arena::GenerationView& view, kernel::Port& port,
     if (!options.only.empty() && record.container.name != options.only) continue;
     ContainerFindings found;
     found.name = record.container.name;
+    HOLDFAST_TRY_ASSIGN(found.mappings, view.mappings(record.container.id));
     if (std::find(options.skip.begin(), options.skip.end(), found.name) != options.skip.end()) {
       findings.containers.push_back(std::move(found));
       continue;
     }
-    HOLDFAST_TRY_ASSIGN(found.mappings, view.mappings(record.container.id));
     scan_mappings(manifest, record, found);
     check_devices(record, host, found);
     check_regions(manifest, host, found);
