@@ -1,9 +1,18 @@
 #include "tests/unit/kexec/host_fixture.h"
 
 #include <fmt/format.h>
+#include <signal.h>
+#include <spawn.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
+#include <chrono>
+#include <thread>
+
+#include "persist/agent/control_client.h"
 #include "persist/base/io.h"
+
+extern char** environ;
 
 namespace holdfast::testing {
 
@@ -69,6 +78,29 @@ echo 1 >{1}
 
 std::string HostFixture::asked() const {
   return read_file(folder_.file("asked")).value_or("");
+}
+
+void HostFixture::start_agent() {
+  std::vector<std::string> arguments{HOLDFASTD_BINARY, "--arena", arena(), "--socket", socket()};
+  std::vector<char*> pointers;
+  for (auto& argument : arguments) pointers.push_back(argument.data());
+  pointers.push_back(nullptr);
+  ASSERT_EQ(::posix_spawn(&agent_, HOLDFASTD_BINARY, nullptr, nullptr, pointers.data(), environ),
+            0);
+  for (int i = 0; i < 4000; ++i) {
+    if (protocol::ControlClient::connect(socket())) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  FAIL() << "holdfastd does not answer";
+}
+
+void HostFixture::stop_agent() {
+  if (agent_ <= 0) return;
+  ::kill(agent_, SIGTERM);
+  int status = 0;
+  ::waitpid(agent_, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "holdfastd ended with " << status;
+  agent_ = -1;
 }
 
 void HostFixture::make_arena(uint64_t for_mappings) {

@@ -22,6 +22,7 @@ inline constexpr const char* kNextBoot = "99999999-8888-4777-8666-555555555555";
 class HostFixture : public ::testing::Test {
  protected:
   void SetUp() override;
+  void TearDown() override { stop_agent(); }
 
   /// `holdfast ARGUMENTS` on this host; --arena is not added.
   Said holdfast(const std::vector<std::string>& arguments, const Environment& more = {});
@@ -50,7 +51,13 @@ class HostFixture : public ::testing::Test {
   arena::Writer writer();
   void arm_and_freeze(const std::string& nonce, const std::string& kernel);
 
+  /// A holdfastd on this host's arena, with the kernel of the machine that runs the test.
+  void start_agent();
+  void stop_agent();
+  [[nodiscard]] std::string socket() const { return folder_.file("agent.sock"); }
+
   TempDir folder_;
+  pid_t agent_ = -1;
 };
 
 }  // namespace holdfast::testing

@@ -3,20 +3,12 @@
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include <chrono>
-#include <thread>
-
-#include "persist/agent/control_client.h"
 #include "persist/arena/reader.h"
 #include "persist/base/io.h"
 #include "tests/unit/kexec/host_fixture.h"
-
-extern char** environ;
 
 namespace holdfast::command {
 namespace {
@@ -35,29 +27,6 @@ class Kexec : public HostFixture {
     HostFixture::SetUp();
     make_arena();
   }
-  void TearDown() override { stop_agent(); }
-
-  void start_agent() {
-    std::vector<std::string> arguments{HOLDFASTD_BINARY, "--arena", arena(), "--socket", socket()};
-    std::vector<char*> pointers;
-    for (auto& argument : arguments) pointers.push_back(argument.data());
-    pointers.push_back(nullptr);
-    ASSERT_EQ(::posix_spawn(&agent_, HOLDFASTD_BINARY, nullptr, nullptr, pointers.data(), environ),
-              0);
-    for (int i = 0; i < 2000; ++i) {
-      if (protocol::ControlClient::connect(socket())) return;
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    FAIL() << "holdfastd does not answer";
-  }
-  void stop_agent() {
-    if (agent_ <= 0) return;
-    ::kill(agent_, SIGTERM);
-    int status = 0;
-    ::waitpid(agent_, &status, 0);
-    agent_ = -1;
-  }
-  std::string socket() { return folder_.file("agent.sock"); }
 
   Said load(const std::vector<std::string>& more = {"--append", "console=ttyS0"}) {
     std::vector<std::string> arguments{"kexec", "load", image(), "--socket", socket()};
@@ -92,8 +61,6 @@ class Kexec : public HostFixture {
   void boot_of_this_machine() {
     boot_with("quiet", read_line_file("/proc/sys/kernel/random/boot_id").value().c_str());
   }
-
-  pid_t agent_ = -1;
 };
 
 // -- load -----------------------------------------------------------------------------------------
