@@ -54,6 +54,11 @@ int unmap_in_sim(void* context, int container, uint64_t iova, uint64_t size, uin
   return 0;
 }
 
+// The simulated kernel has no "unmap all"; the drivers here never ask for it.
+int unmap_all_in_sim(void* /*context*/, int /*container*/, uint64_t* /*unmapped*/) {
+  return -EOPNOTSUPP;
+}
+
 struct CloseConnection {
   void operator()(hf_connection* connection) const { hf_close(connection); }
 };
@@ -73,6 +78,7 @@ Result<Connection> connect(const DriverOptions& options, sim::SimPort& port) {
   ops.context = &port;
   ops.map = map_in_sim;
   ops.unmap = unmap_in_sim;
+  ops.unmap_all = unmap_all_in_sim;
   if (hf_set_kernel_ops(raw, &ops) != 0) return fail("libholdfast", "took no kernel calls");
   return connection;
 }
@@ -198,7 +204,7 @@ Result<void> second_driver(const DriverOptions& options, Link& link) {
   };
   HOLDFAST_TRY_ASSIGN(sim::Driver driver, sim::Driver::attach(options.machine, kDeviceAddress));
   const uint64_t faults = driver.faults();
-  if (!driver.wait_transfers(ring_of(options.mappings).size(), 10'000))
+  if (!driver.wait_transfers(ring_of(options.mappings).size(), 3'000))
     return fail(kDeviceAddress, "the device no longer transfers");
   if (driver.faults() != faults)
     return fail(kDeviceAddress,

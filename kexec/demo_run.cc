@@ -160,8 +160,8 @@ std::optional<Error> take_up(Stage& stage, RunResult& result, Clock::time_point 
       fmt::format("restored: {} mappings adopted, no page-table entry written", result.adopted));
   auto driver = start_driver(stage, true);
   if (!driver) return driver.error();
+  if (auto word = driver->hear(); !word) return word.error();
   stage.driver.emplace(std::move(*driver));
-  if (auto word = stage.driver->hear(); !word) return word.error();
   stage.options.tell("handed out: the new driver found its data in place and goes on");
   return std::nullopt;
 }
@@ -225,7 +225,7 @@ Result<RunResult> run(const RunOptions& options) {
   HOLDFAST_TRY_ASSIGN(stage.kernel, start_kernel(stage, kernel_options));
   HOLDFAST_TRY_ASSIGN(stage.agent, start_agent(stage));
   result.refused = take_up(stage, result, gap_start, *slot, issued_before);
-  if (result.refused) options.tell("restore refused: " + result.refused->headline());
+  if (result.refused) options.tell("not taken up: " + result.refused->headline());
 
   // Let the device work a while on what it has now, then stop it and count.
   std::this_thread::sleep_for(std::chrono::milliseconds(200));

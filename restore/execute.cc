@@ -67,8 +67,7 @@ class Attempt {
       case Verb::kOpenDevice:
         return open_device(step);
       case Verb::kDeposit:
-        points_.pass();
-        return custody_.deposit(restored_);
+        return deposit();
       case Verb::kCommit:
         return commit();
       case Verb::kLogDone:
@@ -229,6 +228,16 @@ class Attempt {
     return outcome;
   }
 
+  Result<void> deposit() {
+    points_.pass();
+    HOLDFAST_TRY(custody_.deposit(restored_));
+    // What custody took is custody's; nothing of it is looked at here any more.
+    restored_ = Restored();
+    restored_.name = container_.name;
+    restored_.strategy = container_.strategy;
+    return {};
+  }
+
   /// The container is in custody by now, with all but its last mapping. In a run after one that was
   /// killed the last one may be there, too.
   Result<void> commit() {
@@ -237,7 +246,7 @@ class Attempt {
     if (held.strategy != Strategy::kAdopt || container_.mappings == 0) return {};
     const Mapping last = container_.table.at(container_.mappings - 1);
     if (restored_.memory.empty()) {
-      // Deposited in this run: the region's descriptor went along, its file did not go away.
+      // Deposited in this run: the region's descriptor went along; it is opened once more.
       const Region* region = plan_.manifest->find_region(last.region);
       if (region == nullptr)
         return fail(fmt::format("region {}", last.region), "is not in the generation");
