@@ -8,6 +8,7 @@
 
 #include "persist/arena/reader.h"
 #include "persist/base/io.h"
+#include "tests/unit/kexec/fake_agent.h"
 #include "tests/unit/kexec/host_fixture.h"
 
 namespace holdfast::command {
@@ -338,6 +339,28 @@ TEST_F(Kexec, ExecRefusesABrokenArenaNamingWhatChanged) {
   EXPECT_EQ(said.status, 5);
   EXPECT_THAT(said.err, AllOf(HasSubstr("HF-BROKEN"), HasSubstr("pid 123"), HasSubstr("0x5000")));
   EXPECT_THAT(asked(), Not(HasSubstr("[-e]")));
+}
+
+TEST_F(Kexec, ExecRefusesWhenTheAgentSeesAChangeThatNobodyReported) {
+  boot_of_this_machine();
+  load_and_freeze();
+  const std::string uuid = show()["arena"];
+  bool broken = true;
+  const holdfast::testing::FakeAgent agent(
+      socket(), [&](const std::string& verb) -> Result<nlohmann::ordered_json> {
+        if (verb == "health") return nlohmann::ordered_json{{"arena", {{"uuid", uuid}}}};
+        if (verb == "recheck" && broken)
+          return refuse(Exit::kRefused, "HF-BROKEN", "arena",
+                        "pid 77 changed container vm0 at iova 0x7000 after the freeze");
+        return nlohmann::ordered_json::object();
+      });
+  const Said said = exec();
+  EXPECT_EQ(said.status, 5);
+  EXPECT_THAT(said.err, AllOf(HasSubstr("HF-BROKEN"), HasSubstr("pid 77"), HasSubstr("0x7000")));
+  EXPECT_THAT(asked(), Not(HasSubstr("[-e]")));
+  broken = false;
+  EXPECT_EQ(exec().status, 0);
+  EXPECT_THAT(asked(), HasSubstr("[-e]"));
 }
 
 TEST_F(Kexec, EveryRefusalOfExecIsKeptInTheArena) {
