@@ -31,8 +31,9 @@ target_compile_definitions(holdfast_flags INTERFACE _FILE_OFFSET_BITS=64 _GNU_SO
 target_include_directories(holdfast_flags INTERFACE ${CMAKE_SOURCE_DIR})
 
 if(HOLDFAST_SANITIZE)
+  # -O1 -g1: half the time to compile, and reports still name file and line.
   target_compile_options(holdfast_flags INTERFACE -fsanitize=${HOLDFAST_SANITIZE}
-    -fno-sanitize-recover=all)
+    -fno-sanitize-recover=all -O1 -g1)
   target_link_options(holdfast_flags INTERFACE -fsanitize=${HOLDFAST_SANITIZE})
   target_compile_definitions(holdfast_flags INTERFACE HOLDFAST_SANITIZED=1)
 endif()
