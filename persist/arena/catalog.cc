@@ -67,7 +67,7 @@ void visit_container(A& a, T& c) {
     a.field(r.start);
     a.field(r.last);
   });
-  a.list(c.devices, kMaxDevices, 64, [&](auto& d) { visit_device(a, d); });
+  a.list(c.devices, kMaxDevices, 48, [&](auto& d) { visit_device(a, d); });
   a.choice(c.evidence, Evidence::kNone, Evidence::kTables);
 }
 
@@ -169,7 +169,7 @@ void visit_events(A& a, T& events) {
 template <typename A, typename T>
 void visit_file_tree(A& a, T& t) {
   a.field(t.next_id);
-  a.list(t.nodes, kMaxFileNodes, 57, [&](auto& n) {
+  a.list(t.nodes, kMaxFileNodes, 50, [&](auto& n) {
     a.field(n.id);
     a.field(n.parent);
     a.text(n.name, 255);

@@ -151,13 +151,18 @@ uint64_t FilesStore::missing(const Node& node, uint64_t first, uint64_t last) co
   return count * kFileChunk;
 }
 
-// Space is promised when write() succeeds, so that sync() does not fail for lack of it.
+// Space is promised when write() succeeds, so that sync() does not fail for lack of it. New content
+// leaves a little free: what is there can then be replaced, copy by copy.
 Result<void> FilesStore::make_room(const Node& node, uint64_t first, uint64_t last,
                                    const std::string& path) {
-  const uint64_t more_chunks =
-      last + 1 > node.meta.chunks.size() ? last + 1 - node.meta.chunks.size() : 0;
+  const auto& chunks = node.meta.chunks;
+  const uint64_t more_chunks = last + 1 > chunks.size() ? last + 1 - chunks.size() : 0;
+  bool grows = more_chunks > 0;
+  for (uint64_t i = first; i <= last && i < chunks.size(); ++i) grows |= chunks[i].empty();
+  const uint64_t slack =
+      grows ? std::min(4 * kFileChunk, align_down(superblock_.files_length / 8, kUnit)) : 0;
   const auto fits_now = [&] {
-    return names_fit(more_chunks * sizeof(ExtentRef) + missing(node, first, last));
+    return names_fit(more_chunks * sizeof(ExtentRef) + missing(node, first, last) + slack);
   };
   if (fits_now()) return {};
   HOLDFAST_TRY(sync());  // frees what was overwritten since the last one

@@ -94,8 +94,8 @@ class Writer {
   /// map fails: room().complete is false from then on and freeze refuses, until a checkpoint of the
   /// set in memory succeeded.
   Result<void> commit();
-  /// Share of the space in use, 0..1; at 0.8 health warns. `freeze_fits` is false where the
-  /// reserve for one checkpoint and one freeze is gone: freeze will refuse.
+  /// Share of the space in use, 0..1, the reserve left aside; at 0.8 health warns. `freeze_fits` is
+  /// false where the reserve for one checkpoint and one freeze is gone: freeze will refuse.
   struct Room {
     double used = 0;
     bool freeze_fits = true;

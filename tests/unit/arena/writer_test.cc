@@ -1,5 +1,6 @@
 // What is recorded is found again: by the same process, by the next one, by a reader.
 
+#include "persist/arena/catalog.h"
 #include "tests/unit/arena/fixture.h"
 
 namespace holdfast::arena {
@@ -101,6 +102,39 @@ TEST_F(Recorded, CheckpointAndFreezeAreReadTheSame) {
   ASSERT_OK(report);
   EXPECT_TRUE(report->bad(0).empty());
   EXPECT_TRUE(report->warnings.empty());
+}
+
+TEST_F(Recorded, TheLeastDescriptionsReadBackToo) {
+  Catalog catalog;
+  ContainerRecord record;
+  record.container.id = 1;
+  record.container.name = "a";
+  record.container.devices.resize(200);
+  record.container.devices[7].bars.resize(3);
+  record.container.devices[7].reserved_regions.resize(5);
+  record.container.devices[7].group_members.resize(9);
+  record.container.aperture.resize(4);
+  catalog.manifest.containers.assign(50, record);
+  catalog.manifest.regions.resize(100);
+  catalog.tables.resize(50);
+  const auto read = decode_catalog(encode(catalog));
+  ASSERT_OK(read);
+  EXPECT_EQ(*read, catalog);
+  Root root;
+  root.generations.resize(kMaxGenerations);
+  root.restore.done.resize(30);
+  const auto top = decode_root(encode(root));
+  ASSERT_OK(top);
+  EXPECT_EQ(*top, root);
+  const std::vector<Event> events(kMaxEvents);
+  const auto kept = decode_events(encode(events));
+  ASSERT_OK(kept);
+  EXPECT_EQ(*kept, events);
+  FileTree tree;
+  tree.nodes.resize(1000);
+  const auto names = decode_file_tree(encode(tree));
+  ASSERT_OK(names);
+  EXPECT_EQ(*names, tree);
 }
 
 }  // namespace
