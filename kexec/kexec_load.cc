@@ -105,6 +105,23 @@ Result<Prepared> prepare(const Context& context, const LoadOptions& options,
   return out;
 }
 
+// Voids the nonce, where there is one to void: an image may also be loaded beside an arena that was
+// never armed for it.
+Result<void> disarm(const Context& context) {
+  HOLDFAST_TRY_ASSIGN(const std::string path, context.arena_path());
+  HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(path));
+  const ArenaState state = reader.header().state;
+  if (state != ArenaState::kArmed && state != ArenaState::kFrozen) return {};
+  HOLDFAST_TRY_ASSIGN(auto agent, find_agent(context));
+  if (!agent) {
+    HOLDFAST_TRY_ASSIGN(arena::Writer writer, arena::Writer::open(path));
+    return writer.disarm();
+  }
+  auto answer = ask(context, *agent, "disarm");
+  if (!answer) return std::unexpected(std::move(answer).error());
+  return {};
+}
+
 void print_loaded(Context& context, const LoadedRecord& record, const NextCommandLine& next,
                   const std::string& version) {
   if (context.json) {
@@ -205,18 +222,11 @@ Result<Exit> run_kexec_unload(Context& context, bool print_only) {
     Context::print("kexec -s -u\n");
     return Exit::kDone;
   }
-  // The nonce goes first: should anything after it fail, no exec can take the image for armed.
+  // The nonce goes first: should anything after it fail, no exec can take the image for armed. A
+  // frozen arena refuses this: thaw comes before.
+  if (auto disarmed = disarm(context); !disarmed)
+    return pass(std::move(disarmed).error(), "kexec load --unload");
   HOLDFAST_TRY(remove_loaded_record(context.loaded_record_path()));
-  HOLDFAST_TRY_ASSIGN(auto agent, find_agent(context));
-  if (agent) {
-    auto disarmed = ask(context, *agent, "disarm");
-    if (!disarmed) return pass(std::move(disarmed).error(), "kexec load --unload");
-  } else {
-    HOLDFAST_TRY_ASSIGN(const std::string path, context.arena_path());
-    auto writer = arena::Writer::open(path);
-    if (!writer) return pass(std::move(writer).error(), "kexec load --unload");
-    HOLDFAST_TRY(writer->disarm());
-  }
   HOLDFAST_TRY_ASSIGN(const bool loaded, context.host().kexec_loaded());
   if (loaded) unload_kernel(context);
   if (context.json) {

@@ -188,6 +188,19 @@ TEST_F(Kexec, UnloadDisarmsWithAndWithoutTheAgent) {
   }
 }
 
+TEST_F(Kexec, UnloadOfAFrozenArenaIsRefusedAndOfAnUnarmedOneIsNot) {
+  set_loaded(true);
+  const Said unarmed = on_arena({"kexec", "load", "--unload", "--socket", socket()});
+  EXPECT_EQ(unarmed.status, 0) << unarmed.err;
+  EXPECT_FALSE(loaded());
+  boot_of_this_machine();
+  load_and_freeze();
+  const Said frozen = on_arena({"kexec", "load", "--unload", "--socket", socket()});
+  EXPECT_EQ(frozen.status, 5);
+  EXPECT_THAT(frozen.err, HasSubstr("holdfast thaw"));
+  EXPECT_EQ(exec({"--dry-run"}).status, 0);
+}
+
 // -- check ----------------------------------------------------------------------------------------
 
 TEST_F(Kexec, CheckFindsAGoodImageGood) {
