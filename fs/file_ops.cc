@@ -248,6 +248,13 @@ int FileOps::change(uint64_t inode, const FileChanges& changes) {
   });
 }
 
+int FileOps::sync(FileHandle& handle) {
+  const int problem = sync();
+  const uint64_t losses = files_->losses();
+  if (!handle.writes || std::exchange(handle.losses, losses) == losses) return problem;
+  return EIO;
+}
+
 int FileOps::sync() {
   return code(files_->sync());
 }
