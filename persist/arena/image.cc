@@ -103,7 +103,7 @@ Result<std::span<const std::byte>> checked_extent(const Medium& medium,
                                                   const Superblock& superblock,
                                                   const ExtentRef& ref, std::string_view object) {
   HOLDFAST_TRY_ASSIGN(const auto bytes, extent_bytes(medium, superblock, ref));
-#ifndef HOLDFAST_FUZZ_NO_CHECKSUM
+#ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
   if (xxh3_128(bytes) != ref.hash)
     return refuse(Exit::kVerification, "HF-ARENA-DAMAGED",
                   fmt::format("{} at {:#x}, {} bytes", object, ref.offset, ref.length),

@@ -83,7 +83,7 @@ Result<Uuid> init_medium(Medium& medium, const InitOptions& options) {
     const auto found = choose_superblock(medium, TreeKind::kMain);
     if (found || found.error().code != "HF-ARENA-FOREIGN")
       return refuse(Exit::kRefused, "HF-ARENA-EXISTS", "arena " + medium.path(),
-                    "holds an arena already", "`holdfast init --overwrite` destroys it");
+                    "holds an arena already", "`holdfast init --force` destroys it");
   }
   // First nothing there is an arena any more, then the new one appears, superblocks last.
   const std::vector<std::byte> zeros(kMainStart);
@@ -122,7 +122,7 @@ Result<Uuid> init(const std::string& path, const InitOptions& options) {
     HOLDFAST_TRY_ASSIGN(capacity, medium_capacity(path));
   } else if (exists && status.st_size > 0 && !options.overwrite) {
     return refuse(Exit::kRefused, "HF-ARENA-EXISTS", "arena " + path,
-                  "exists already and is not empty", "`holdfast init --overwrite` destroys it");
+                  "exists already and is not empty", "`holdfast init --force` destroys it");
   }
   HOLDFAST_TRY_ASSIGN(const Plan layout, plan(options, capacity));
   if (exists && !device && static_cast<uint64_t>(status.st_size) >= kMainStart) {

@@ -17,7 +17,7 @@ Hash128 checksum(const Superblock& superblock) {
 }
 
 bool checksum_matches([[maybe_unused]] const Superblock& superblock) {
-#ifdef HOLDFAST_FUZZ_NO_CHECKSUM
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
   return true;
 #else
   return checksum(superblock) == Hash128{superblock.check_low, superblock.check_high};
@@ -101,7 +101,7 @@ Result<SuperblockChoice> choose_once(const Medium& medium, TreeKind kind) {
     return refuse(Exit::kVerification, "HF-ARENA-DAMAGED", object,
                   fmt::format("{0}superblock 0 {1}, {0}superblock 1 {2}", tree_name(kind),
                               copies[0][0].problem, copies[1][0].problem),
-                  "nothing of it can be trusted; keep a copy, then `holdfast init --overwrite`");
+                  "nothing of it can be trusted; keep a copy, then `holdfast init --force`");
   }
   const Superblock& newest = best->superblock;
   if (newest.medium_size > medium.size())

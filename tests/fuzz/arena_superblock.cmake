@@ -1,0 +1,1 @@
+holdfast_fuzzer(arena_superblock SOURCES arena_superblock.cc LINKS holdfast_arena)
