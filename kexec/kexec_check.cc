@@ -140,7 +140,8 @@ Finding region_finding(const Region& region, const std::vector<Reservation>& res
     out.remedy = "keep it in devdax over reserved memory (memmap=SIZE!BASE)";
     return out;
   }
-  if (region.physical_base == 0) return out;
+  // The simulated machine reserves nothing: its memory is a folder of files.
+  if (region.physical_base == 0 || region.kind == RegionKind::kSim) return out;
   const bool covered = std::any_of(reserved.begin(), reserved.end(), [&](const Reservation& range) {
     return region.physical_base >= range.base &&
            fits(region.physical_base - range.base, region.length, range.size);

@@ -58,11 +58,23 @@ class Printer {
     } else if (attributes.type == Type::kSymlink) {
       const auto target = tree_.link_target(node);
       Context::print(fmt::format("{}{} -> {}\n", indent, name, target ? *target : "?"));
-    } else if (attributes.size != 0) {
-      Context::print(fmt::format("{}{}  ({} bytes)\n", indent, name, attributes.size));
+    } else if (const uint64_t bytes = size_of(node, attributes); bytes != 0) {
+      Context::print(fmt::format("{}{}  ({} bytes)\n", indent, name, bytes));
     } else {
       Context::print(fmt::format("{}{}\n", indent, name));
     }
+  }
+
+  // A listing leaves sizes out where they take work. Those that would read whole tables, or ask the
+  // running host, stay out here too.
+  uint64_t size_of(const fs::Node& node, const fs::Attributes& listed) {
+    using enum fs::Kind;
+    const fs::Kind kind = node.kind;
+    if (listed.size != 0 || kind == kChecksums || kind == kWalk || kind == kRanges ||
+        kind == kHealth || kind == kPlan)
+      return listed.size;
+    const auto full = tree_.attributes(node);
+    return full ? full->size : 0;
   }
 
   fs::Tree& tree_;
