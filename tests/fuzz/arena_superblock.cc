@@ -1,6 +1,6 @@
 // A whole small arena whose superblocks, root and catalogs come from the fuzzer: opening, checking
 // and reading everything it says must end in a value or an error. The input is a list of patches
-// {offset, length, bytes} of a good one; checksums are compiled out.
+// {object, offset, length, bytes} of a good one; checksums are compiled out.
 
 #include <cstring>
 
@@ -44,18 +44,28 @@ const std::vector<std::byte>& good_arena() {
   return image;
 }
 
+std::vector<Object> objects_of(const std::vector<std::byte>& image) {
+  const auto disk = std::make_shared<MemoryDisk>(image, Atomicity::kSector);
+  const auto reader = Reader::open(open_memory(disk));
+  if (!reader) __builtin_trap();
+  auto report = reader->check();
+  if (!report) __builtin_trap();
+  return report->objects;
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::vector<std::byte> base = good_arena();
+  static const std::vector<Object> objects = objects_of(base);
   const auto disk = std::make_shared<MemoryDisk>(base, Atomicity::kSector);
-  const auto bytes = disk->bytes();
-  // Records of {offset u24, length u8, bytes}.
+  // Records of {object u8, offset u16, length u8, bytes}: only what is used is worth a patch.
   while (size >= 4) {
-    const size_t offset = (data[0] | data[1] << 8 | data[2] << 16) % bytes.size();
-    const size_t length = std::min<size_t>({data[3], size - 4, bytes.size() - offset});
-    std::memcpy(bytes.data() + offset, data + 4, length);
+    const Object& object = objects[data[0] % objects.size()];
+    const size_t offset = (data[1] | data[2] << 8) % object.length;
+    const size_t length = std::min<size_t>({data[3], size - 4, object.length - offset});
+    std::memcpy(disk->bytes().data() + object.offset + offset, data + 4, length);
     data += 4 + length;
     size -= 4 + length;
   }
