@@ -18,7 +18,7 @@ namespace {
 constexpr uint64_t kPage = 4096;
 
 uint64_t load(const uint64_t& field) {
-  return std::atomic_ref<uint64_t>(const_cast<uint64_t&>(field)).load(std::memory_order_relaxed);
+  return std::atomic_ref<uint64_t>(const_cast<uint64_t&>(field)).load(std::memory_order_acquire);
 }
 
 /// A consistent copy of a stamp that the device may be writing. A device that was killed while
@@ -30,15 +30,14 @@ Stamp read_stamp(const std::byte* memory) {
     const uint64_t before = std::atomic_ref<uint64_t>(const_cast<uint64_t&>(from->version))
                                 .load(std::memory_order_acquire);
     out.magic = std::atomic_ref<uint32_t>(const_cast<uint32_t&>(from->magic))
-                    .load(std::memory_order_relaxed);
+                    .load(std::memory_order_acquire);
     out.device = std::atomic_ref<uint32_t>(const_cast<uint32_t&>(from->device))
-                     .load(std::memory_order_relaxed);
+                     .load(std::memory_order_acquire);
     out.epoch = load(from->epoch);
     out.iova = load(from->iova);
     out.sequence = load(from->sequence);
     out.count = load(from->count);
     out.foreign = load(from->foreign);
-    std::atomic_thread_fence(std::memory_order_acquire);
     out.version = load(from->version);
     if (before == out.version && before % 2 == 0) break;
   }

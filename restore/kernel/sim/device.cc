@@ -108,8 +108,8 @@ class Engine {
                       std::atomic_ref<uint32_t>(to->device).load(relaxed) == index_ &&
                       field(to->epoch).load(relaxed) == epoch;
     const uint64_t version = field(to->version).load(relaxed) | 1;
-    field(to->version).store(version, relaxed);
-    std::atomic_thread_fence(std::memory_order_release);
+    // Acquire as well, so that no store below moves before it; a fence is not known to TSan.
+    field(to->version).exchange(version, std::memory_order_acq_rel);
     if (!ours) {
       std::atomic_ref<uint32_t>(to->magic).store(kStampMagic, relaxed);
       std::atomic_ref<uint32_t>(to->device).store(index_, relaxed);

@@ -35,8 +35,7 @@ Result<uint64_t> PagePool::allocate() {
   // A device may still be reading what an earlier kernel had here.
   auto* words = reinterpret_cast<uint64_t*>(at(physical));
   for (uint32_t i = 0; i < pagetable::kEntriesPerTable; ++i)
-    std::atomic_ref<uint64_t>(words[i]).store(0, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_release);
+    std::atomic_ref<uint64_t>(words[i]).store(0, std::memory_order_release);
   return physical;
 }
 

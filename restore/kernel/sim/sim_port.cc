@@ -91,7 +91,7 @@ Request request_of(Call call, std::array<uint64_t, 6> args, std::string_view tex
   request.magic = kRequestMagic;
   request.call = call;
   request.args = args;
-  std::memcpy(request.text, text.data(), std::min(text.size(), sizeof request.text - 1));
+  text.copy(request.text, sizeof request.text - 1);
   return request;
 }
 
