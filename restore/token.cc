@@ -71,6 +71,12 @@ std::optional<Error> check_state(const ArenaFacts& arena, const BootFacts& boot)
     case ArenaState::kIdle:
     case ArenaState::kRecording:
     case ArenaState::kArmed:
+      // Restored, and recorded again since: the log still knows for which kernel.
+      if (arena.log.finished && arena.log.boot == boot.boot)
+        return no("HF-TOKEN-FINISHED", object,
+                  "its restore is finished; it is not run a second time",
+                  "to see what was restored: holdfast show")
+            .error();
       if (!boot.nonce.empty())
         return no("HF-TOKEN-THAWED", object,
                   fmt::format("nothing is frozen (state {}), yet this kernel was started for a "

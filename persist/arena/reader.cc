@@ -103,7 +103,6 @@ Result<GenerationView> Reader::generation(uint64_t number) const {
   }
   HOLDFAST_TRY_ASSIGN(view->catalog, load_catalog(*impl_->medium, impl_->found.superblock, *entry));
   view->manifest = view->catalog.manifest;
-  if (impl_->root.frozen != number) view->manifest.seal.sealed = false;
   return GenerationView(std::move(view));
 }
 

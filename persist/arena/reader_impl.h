@@ -40,7 +40,7 @@ struct GenerationView::Impl {
   std::shared_ptr<const Reader::Impl> reader;
   GenerationEntry entry;
   Catalog catalog;
-  Manifest manifest;  ///< catalog.manifest; unsealed where the arena no longer is frozen in it
+  Manifest manifest;  ///< catalog.manifest
   std::shared_ptr<Lease> lease;
   mutable std::mutex tables_lock;
   mutable std::map<uint32_t, std::shared_ptr<const MappingTable::Impl>> tables;

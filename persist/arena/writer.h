@@ -121,7 +121,7 @@ class Writer {
   /// Seals a generation: journal tail and catalog, one sync; both superblocks, one sync.
   /// `tables` empty: no evidence. Returns the sealed generation.
   Result<uint64_t> freeze(const Seal& seal, std::span<const CapturedTables> tables);
-  Result<void> thaw();     ///< voids the nonce; the generation stays readable, unsealed
+  Result<void> thaw();     ///< voids the nonce; the generation stays readable, no longer in force
   Result<void> discard();  ///< ends a frozen, refused or broken generation; it stays readable
   Result<void> mark_broken(const std::string& why);
 
