@@ -4,9 +4,11 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -29,7 +31,16 @@ class FileMedium final : public Medium {
 
   std::string path() const override { return path_; }
   std::string_view name() const override { return block_ ? "block" : "file"; }
-  std::vector<std::string> survives() const override { return {"kill", "kexec", "power loss"}; }
+  std::vector<std::string> survives() const override {
+    struct statfs status{};
+    const bool memory = ::fstatfs(fd_.get(), &status) == 0 &&
+                        (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC ||
+                         status.f_type == HUGETLBFS_MAGIC);
+    if (!block_ && memory) return {"kill"};
+    // Whether a pmem range outlives its power is not to be seen from here.
+    if (block_ && path_.find("/pmem") != std::string::npos) return {"kill", "kexec"};
+    return {"kill", "kexec", "power loss"};
+  }
   uint64_t size() const override { return range_.size(); }
   const std::byte* data() const override { return range_.data(); }
 
@@ -74,9 +85,10 @@ Result<uint64_t> dax_size(const struct stat& status, const std::string& path) {
 }
 
 // Written, not only allocated: the first write into an allocated but unwritten block costs a
-// filesystem transaction, which would land in the middle of a freeze.
+// filesystem transaction, which would land in the middle of a freeze. Space is taken from the
+// beginning, so what is written again and again lies there.
 Result<void> write_zeros(BorrowedFd fd, uint64_t size) {
-  constexpr uint64_t kMost = 1ull << 30;
+  constexpr uint64_t kMost = 128 << 20;
   const std::vector<std::byte> zeros(1 << 20);
   for (uint64_t at = 0; at < std::min(size, kMost); at += zeros.size()) {
     const uint64_t length = std::min<uint64_t>(zeros.size(), size - at);

@@ -152,7 +152,8 @@ std::vector<std::byte> pattern(size_t size, uint8_t seed) {
 }
 
 // Creates, journals, checkpoints, freezes, thaws, writes files, restores, discards.
-void tell(Story& run) {
+template <typename Teller>
+void tell(Teller& run) {
   uint32_t vm = 0, nic = 0, ram = 0;
   run.act("register", [&](Writer& w) -> Result<void> {
     HOLDFAST_TRY_ASSIGN(ram, w.add_region(region("ram")));
@@ -236,6 +237,40 @@ void tell(Story& run) {
   }
   run.end();
 }
+
+// The same acts on a medium that refuses a write or a sync somewhere in the middle.
+class BadMedium {
+ public:
+  BadMedium() : disk_(kSize) {
+    EXPECT_OK(disk_.init());
+    writer_ = std::make_unique<Writer>(std::move(*disk_.writer()));
+  }
+  Disk& disk() { return disk_; }
+  template <typename Do>
+  void act(const std::string& name, Do&& what, Story::Leaves /*leaves*/ = {}) {
+    const auto result = what(*writer_);
+    if (!result && failed_.empty()) failed_ = name + ": " + result.error().message();
+  }
+  void reopen() {
+    writer_.reset();
+    auto opened = disk_.writer();
+    if (!opened) {
+      // Mending what a refused write left needs a write, too.
+      failed_ = opened.error().message();
+      disk_.disk->fail_writes(0);
+      opened = disk_.writer();
+    }
+    ASSERT_OK(opened);
+    writer_ = std::make_unique<Writer>(std::move(*opened));
+  }
+  void end() { writer_.reset(); }
+  [[nodiscard]] const std::string& failed() const { return failed_; }
+
+ private:
+  Disk disk_;
+  std::unique_ptr<Writer> writer_;
+  std::string failed_;
+};
 
 enum class Fate { kLost, kKept, kOnlyLast, kAllButFirst, kRandom };
 
@@ -390,6 +425,36 @@ INSTANTIATE_TEST_SUITE_P(Media, CutAtEveryWrite,
                          [](const auto& sort) {
                            return sort.param == Atomicity::kSector ? "Sectors" : "Stores";
                          });
+
+TEST(EveryRefusedWrite, LeavesAWholeArenaThatGoesOn) {
+  uint64_t told = 0;
+  for (uint64_t at = 0;; ++at) {
+    SCOPED_TRACE(fmt::format("write {} and later ones refused", at));
+    BadMedium run;
+    const uint64_t before = run.disk().disk->writes();
+    run.disk().disk->fail_writes(ENOSPC, at);
+    tell(run);
+    const bool through = run.disk().disk->writes() - before < at;
+    run.disk().disk->fail_writes(0);
+    told += run.failed().empty() ? 0 : 1;
+    auto reader = run.disk().reader();
+    ASSERT_OK(reader);
+    const auto report = reader->check();
+    ASSERT_OK(report);
+    for (const Object* bad : report->bad(0)) ADD_FAILURE() << bad->name << ": " << bad->problem;
+    auto writer = run.disk().writer();
+    ASSERT_OK(writer);
+    EXPECT_NE(writer->header().state, ArenaState::kBroken) << writer->header().broken_reason;
+    if (writer->header().state == ArenaState::kFrozen) ASSERT_OK(writer->thaw());
+    if (writer->header().state == ArenaState::kRestoring) ASSERT_OK(writer->discard());
+    ASSERT_OK(writer->add_container(container("later")));
+    ASSERT_OK(writer->commit());
+    ASSERT_OK(writer->file_create("later", 0600, 0, 0));
+    ASSERT_OK(writer->file_sync());
+    if (HasFailure() || through) break;
+  }
+  EXPECT_GT(told, 100u);
+}
 
 }  // namespace
 }  // namespace holdfast::arena
