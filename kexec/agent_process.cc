@@ -4,10 +4,12 @@
 #include <spdlog/spdlog.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <memory>
 #include <string_view>
+#include <thread>
 
 #include "kexec/restore_service.h"
 #include "persist/agent/server.h"
@@ -19,6 +21,7 @@ namespace holdfast::command {
 namespace {
 
 constexpr std::string_view kSimPrefix = "sim:";
+constexpr std::chrono::seconds kLockPatience(3);
 
 // Server::stop() may be called from a signal handler, which has nowhere else to find the server.
 std::atomic<agent::Server*> g_running{nullptr};
@@ -64,6 +67,19 @@ Result<std::unique_ptr<kernel::Port>> open_port(const std::string& spec) {
   return std::unexpected(std::move(error));
 }
 
+// A command that keeps a refusal, or the last writes of an agent that is being replaced, hold the
+// arena for a moment: that is no reason not to start.
+Result<arena::Writer> open_arena(const std::string& path) {
+  const auto limit = std::chrono::steady_clock::now() + kLockPatience;
+  for (;;) {
+    auto writer = arena::Writer::open(path);
+    if (writer || writer.error().code != "HF-ARENA-LOCKED" ||
+        std::chrono::steady_clock::now() >= limit)
+      return writer;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+}
+
 }  // namespace
 
 Result<void> run_agent(AgentProcessOptions options) {
@@ -76,7 +92,7 @@ Result<void> run_agent(AgentProcessOptions options) {
   }
   ::signal(SIGPIPE, SIG_IGN);
   HOLDFAST_TRY_ASSIGN(auto port, open_port(options.port));
-  HOLDFAST_TRY_ASSIGN(auto writer, arena::Writer::open(options.arena));
+  HOLDFAST_TRY_ASSIGN(auto writer, open_arena(options.arena));
 
   agent::ServerOptions server_options;
   server_options.socket_path = options.socket;

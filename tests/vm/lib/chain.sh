@@ -62,13 +62,13 @@ chain_tokens() {
 }
 
 chain_memory() {
-  machine 250 "memmap=32M!960M memmap=32M!1024M memmap=64M!1152M" -no-reboot "${EDU_DEVICE[@]}"
+  machine 300 "memmap=32M!960M memmap=32M!1024M memmap=64M!1152M" -no-reboot "${EDU_DEVICE[@]}"
 }
 
 # One memory, five machines. The last command line carries the token that the first guest printed:
 # to Holdfast they are what came after the kexec.
 chain_devices() {
-  local ram=$VM_DIR/devices.ram memory status=0 token
+  local ram=$VM_DIR/devices.ram memory status=0 token=
   [ -w /dev/shm ] && ram=$(mktemp /dev/shm/holdfast-vm.XXXXXX)
   memory=(-machine memory-backend=ram
     -object "memory-backend-file,id=ram,size=$MACHINE_RAM,mem-path=$ram,share=on")
