@@ -180,13 +180,26 @@ Result<void> Server::Impl::release(const std::string& name) {
       // The sealed generation stays as it is; the restore log says that nobody waits for this one.
       HOLDFAST_TRY(writer.restore_released(name));
       custody.drop(name);
-      return {};
+      return finish_when_settled();
     default:
       drop_container(entry->id);
       drop_unused_regions(0);
       commit();
       return {};
   }
+}
+
+Result<void> Server::Impl::finish_when_settled() {
+  HOLDFAST_TRY_ASSIGN(const auto reader, arena::Reader::open(writer.header().path));
+  HOLDFAST_TRY_ASSIGN(const auto view, reader.generation(reader.header().frozen));
+  HOLDFAST_TRY_ASSIGN(const auto log, reader.restore_log());
+  const auto listed = [](const std::vector<std::string>& names, const std::string& name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  for (const auto& record : view.manifest().containers)
+    if (!listed(log.done, record.container.name) && !listed(log.released, record.container.name))
+      return {};
+  return writer.restore_finished();
 }
 
 Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {

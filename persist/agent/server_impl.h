@@ -129,6 +129,8 @@ struct Server::Impl {
   Result<Handout> hand_out(ContainerEntry& entry);
   Result<Peer*> peer_of(const Request& request);
   Result<void> release(const std::string& name);
+  /// The restore is finished once nobody waits for a container any more.
+  Result<void> finish_when_settled();
   Result<void> confirm_taken(ContainerEntry& entry, Peer& peer);
 
   // -- health.cc

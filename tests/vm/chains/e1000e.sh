@@ -10,12 +10,13 @@ step1() {
   try "edu is bound to vfio-pci" bind "$EDU"
   try "devdax from memmap=" devdax 0
   try "devdax for the arena" devdax 1
+  try "devdax for the second driver" devdax 2
   configure $ARENA
   expect 0 "an arena on devdax" holdfast init $ARENA
   agent_start
   driver_start net0 e1000e_driver run "$E1000E" /dev/dax0.0 net0 guest-ram || fail "the driver does not start"
   dma_goes_on net0 "frames loop"
-  driver_start vm0 edu_driver run-without-consent "$EDU" /dev/dax0.0 vm0 edu-ram || fail "no second driver"
+  driver_start vm0 edu_driver run-without-consent "$EDU" /dev/dax2.0 vm0 edu-ram || fail "no second driver"
   arm
   expect 0 "the pre-kexec hook freezes" pre_kexec
   driver_ok net0 "the driver has stopped its device" quiet

@@ -2,7 +2,7 @@
 # The same arena under kernels that lay memory out otherwise. Each must refuse with exit 3, name
 # both sides, and leave the arena so that the right kernel restores it in the end.
 
-# The layout, from chain_memory on the host's side: 32M at 960M is the first device's memory, 32M at
+# The layout, as in chain_memory on the host's side: 32M at 960M is the first device's memory, 32M at
 # 1024M the second's, and the arena lies at 1152M.
 ARENA=/dev/pmem2
 RIGHT="memmap=32M!960M memmap=32M!1024M memmap=64M!1152M"
@@ -65,28 +65,40 @@ step3() {
   next_layout 4 "memmap=32764K!960M memmap=32M!1024M memmap=64M!1152M"
 }
 
+# A page is missing at the end: libnvdimm then refuses the range ("misaligned, unable to map"), and
+# there is no device at all.
 step4() {
   scenario stock-region-short
-  differs HF-MEMORY- ram0
+  differs HF-MEMORY- ram0 /dev/dax0.0
+  next_layout 5 "memmap=30M!960M memmap=32M!1024M memmap=64M!1152M"
+}
+
+# Two megabytes are missing, which libnvdimm takes: the device is there, and shorter.
+step5() {
+  scenario stock-region-short
+  differs HF-MEMORY-DIFFERS ram0 0x1e00000 0x1c00000
   done_with stock-region-short
 
   scenario stock-dax-swapped
-  next_layout 5 "$RIGHT"
+  next_layout 6 "$RIGHT"
 }
 
-step5() {
+step6() {
   scenario stock-dax-swapped
-  mv /dev/dax0.0 /dev/dax.moving
-  mv /dev/dax1.0 /dev/dax0.0
-  mv /dev/dax.moving /dev/dax1.0
+  swap_names
   differs HF-MEMORY- ram0 ram1 /dev/dax0.0 /dev/dax1.0
-  mv /dev/dax0.0 /dev/dax.moving
-  mv /dev/dax1.0 /dev/dax0.0
-  mv /dev/dax.moving /dev/dax1.0
+  swap_names
   expect 0 "with the right memory it is restored, all refusals later" \
     holdfast restore --policy adopt-or-remap
   driver_start edu edu_driver take "$EDU" vm0 ram0 || fail "the driver does not take"
   driver_ok edu "the data is where it was" found
   dma_goes_on edu "DMA through the old IOVAs"
   done_with stock-dax-swapped
+}
+
+# swap_names: what a careless udev rule can do.
+swap_names() {
+  mv /dev/dax0.0 /dev/dax.moving
+  mv /dev/dax1.0 /dev/dax0.0
+  mv /dev/dax.moving /dev/dax1.0
 }

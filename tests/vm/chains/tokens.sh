@@ -78,6 +78,7 @@ step3() {
   echo 4 >/state/step
   state_save
   say "crash on purpose"
+  drain
   echo c >/proc/sysrq-trigger
   fail "the kernel did not crash"
 }
@@ -93,6 +94,7 @@ step4() {
   echo 5 >/state/step
   state_save
   say "reset"
+  drain
   reboot -f
   sleep 30
   fail "the machine was not reset"

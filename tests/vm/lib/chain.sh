@@ -53,7 +53,8 @@ chain_remap() {
 }
 
 chain_e1000e() {
-  machine 200 "$REGION_MEMMAP $ARENA_MEMMAP" -no-reboot "${EDU_DEVICE[@]}" "${E1000E_DEVICE[@]}"
+  machine 200 "$REGION_MEMMAP $ARENA_MEMMAP memmap=32M!1280M" -no-reboot "${EDU_DEVICE[@]}" \
+    "${E1000E_DEVICE[@]}"
 }
 
 # The machine may be reset: its memory stays, its kernel and command line are the first ones again.
