@@ -1,0 +1,185 @@
+// What was recorded against what the next kernel shows: every difference is exit 3, names both
+// sides, and leaves the running device alone.
+
+#include <fcntl.h>
+
+#include "persist/base/io.h"
+#include "restore/plan.h"
+#include "tests/unit/restore/world.h"
+
+namespace holdfast::restore::testing {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+class Verify : public World {
+ protected:
+  void expect_refused(std::string_view code, const Request& request = {}) {
+    const Error error = refusal(request);
+    EXPECT_EQ(error.code, code) << error.message();
+    EXPECT_EQ(error.exit, Exit::kVerification);
+    EXPECT_THAT(error.message(), HasSubstr("restore refused"));
+    const auto statistics = port->statistics(::getpid());
+    ASSERT_TRUE(statistics);
+    EXPECT_EQ(statistics->containers, 0u) << "something was opened";
+  }
+};
+
+TEST_F(Verify, WhatIsAsItWasHasNoProblems) {
+  record(Policy::kAdopt);
+  cross();
+  auto prepared = prepare_now();
+  ASSERT_TRUE(prepared) << prepared.error().message();
+  const auto& vm0 = prepared->findings.containers.at(0);
+  EXPECT_THAT(vm0.problems, IsEmpty());
+  EXPECT_EQ(vm0.proof, Proof::kLive) << vm0.no_live_tables;
+  EXPECT_GT(vm0.table_pages, 3u);
+  EXPECT_EQ(vm0.leaves, 6u);
+  EXPECT_FALSE(prepared->plan.refusal()) << text(prepared->plan);
+  expect_dma_untouched();
+}
+
+TEST_F(Verify, AMissingDevice) {
+  record(Policy::kAdopt);
+  cross();
+  ASSERT_TRUE(machine->replace_device(kBdf, std::nullopt));
+  expect_refused("HF-DEVICE-MISSING");
+}
+
+TEST_F(Verify, AnotherDeviceInItsPlace) {
+  record(Policy::kAdopt);
+  cross();
+  Device other = *machine->describe_device(kBdf);
+  other.device = 0x9999;
+  ASSERT_TRUE(machine->replace_device(kBdf, other));
+  expect_refused("HF-DEVICE-DIFFERS");
+  EXPECT_THAT(refusal().message(), HasSubstr("device: recorded 0x5101, found 0x9999"));
+}
+
+TEST_F(Verify, ADeviceThatMoved) {
+  record(Policy::kAdopt);
+  cross();
+  Device moved = *machine->describe_device(kBdf);
+  ASSERT_TRUE(machine->replace_device(kBdf, std::nullopt));
+  moved.bdf = "0000:00:05.0";
+  ASSERT_TRUE(machine->replace_device("0000:00:05.0", moved));
+  expect_refused("HF-DEVICE-MOVED");
+  EXPECT_THAT(refusal().message(), HasSubstr("0000:00:05.0"));
+}
+
+TEST_F(Verify, ARegionOnePageShorter) {
+  record(Policy::kAdopt);
+  cross();
+  ASSERT_TRUE(machine->edit_region("dax0", [](auto& region) { region.length -= 4096; }));
+  expect_refused("HF-MEMORY-DIFFERS");
+  EXPECT_THAT(refusal().message(), HasSubstr("length: recorded 0x4000000, found 0x3fff000"));
+}
+
+TEST_F(Verify, AReservationThatMoved) {
+  record(Policy::kAdopt);
+  cross();
+  ASSERT_TRUE(machine->edit_region("dax1", [](auto& region) { region.physical_base += 1 << 21; }));
+  expect_refused("HF-MEMORY-DIFFERS");
+  EXPECT_THAT(refusal().message(), HasSubstr("physical base"));
+}
+
+TEST_F(Verify, AMappingThatThePageTablesDoNotShow) {
+  mapped = scattered(6);
+  recorded = mapped;
+  recorded.push_back({0x10000000, 4096, 0, 1, 3});
+  record(Policy::kAdopt);
+  cross();
+  expect_refused("HF-TABLE-DIFFERS");
+  EXPECT_THAT(refusal().message(), HasSubstr("0x10000000"));
+  expect_dma_untouched();
+}
+
+TEST_F(Verify, AMappingThatWasNotRecorded) {
+  mapped = scattered(6);
+  recorded = mapped;
+  recorded.erase(recorded.begin() + 2);
+  record(Policy::kAdopt);
+  cross();
+  expect_refused("HF-TABLE-DIFFERS");
+  expect_dma_untouched();
+}
+
+TEST_F(Verify, ALiveEntryThatChangedAfterTheFreeze) {
+  record(Policy::kAdopt);
+  cross();
+  engine.reset();
+  auto source = port->inherited_tables(*machine->describe_device(kBdf));
+  ASSERT_TRUE(source) << source.error().message();
+  uint64_t table = (*source)->roots()->front().physical;
+  for (uint32_t level = (*source)->roots()->front().levels; level > 1; --level) {
+    const auto* entries = reinterpret_cast<const uint64_t*>(*(*source)->page(table));
+    table = pagetable::entry_address(entries[0]);
+  }
+  auto* leaf = reinterpret_cast<uint64_t*>(machine->pool_at(table, 4096));
+  ASSERT_NE(leaf, nullptr);
+  leaf[0] += 0x2000;  // iova 0 goes two pages further
+  expect_refused("HF-TABLE-DIFFERS");
+  Request remap;
+  remap.policy = Policy::kRemap;
+  remap.allow_weaker = true;
+  expect_refused("HF-TABLE-DIFFERS", remap);
+}
+
+TEST_F(Verify, AFlippedBitInAnythingTheGenerationUses) {
+  record(Policy::kAdopt);
+  cross();
+  auto reader = arena::Reader::open(arena_path);
+  ASSERT_TRUE(reader);
+  const auto objects = reader->generation(generation)->objects();
+  ASSERT_FALSE(objects.empty());
+  for (const auto& object : objects) {
+    const UniqueFd file(::open(arena_path.c_str(), O_RDWR | O_CLOEXEC));
+    std::byte byte{};
+    const uint64_t at = object.offset + object.length / 2;
+    ASSERT_TRUE(pread_all(file, std::span(&byte, 1), at));
+    const std::byte flipped = byte ^ std::byte{0x10};
+    ASSERT_TRUE(pwrite_all(file, std::span(&flipped, 1), at));
+    const Error error = refusal();
+    EXPECT_EQ(error.exit, Exit::kVerification) << object.name << ": " << error.message();
+    EXPECT_FALSE(error.code.empty()) << object.name;
+    ASSERT_TRUE(pwrite_all(file, std::span(&byte, 1), at));
+  }
+  EXPECT_TRUE(refusal().code.empty());
+}
+
+TEST_F(Verify, MoreMappingsThanTheNextKernelAllows) {
+  record(Policy::kAdopt);
+  options.dma_entry_limit = 3;
+  cross();
+  const Error error = refusal();
+  EXPECT_EQ(error.code, "HF-LIMIT-DMA-ENTRIES") << error.message();
+  EXPECT_EQ(error.exit, Exit::kUnsupported);
+}
+
+TEST_F(Verify, AnUnknownContainerIsWrongUsage) {
+  record(Policy::kAdopt);
+  cross();
+  Request request;
+  request.only = "vm9";
+  EXPECT_EQ(refusal(request).exit, Exit::kUsage);
+}
+
+TEST_F(Verify, AColdBootTouchesNothing) {
+  record(Policy::kAdopt);
+  cross();
+  auto reader = arena::Reader::open(arena_path);
+  ASSERT_TRUE(reader);
+  BootFacts cold = facts();
+  cold.arena.reset();
+  cold.nonce.clear();
+  const auto prepared = prepare(*reader, *port, cold, {});
+  ASSERT_FALSE(prepared);
+  EXPECT_EQ(prepared.error().code, "HF-TOKEN-COLD-BOOT");
+  EXPECT_EQ(prepared.error().exit, Exit::kRefused);
+  EXPECT_EQ(state(), ArenaState::kFrozen);
+  expect_dma_untouched();
+}
+
+}  // namespace
+}  // namespace holdfast::restore::testing

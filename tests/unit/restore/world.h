@@ -1,0 +1,191 @@
+#pragma once
+
+// A whole crossing on the simulated kernel: a driver's device does DMA, its mappings are recorded
+// and frozen in a real arena, the kernel goes, another comes. The device never stops to wait for
+// us.
+
+#include <map>
+
+#include "persist/arena/writer.h"
+#include "persist/pagetable/capture.h"
+#include "restore/execute.h"
+#include "restore/prepare.h"
+#include "tests/unit/sim/lab.h"
+
+namespace holdfast::restore::testing {
+
+inline constexpr const char* kNonce = "00112233445566778899aabbccddeeff";
+
+/// Custody in this process.
+class Shelf : public Custody {
+ public:
+  Result<void> deposit(Restored& restored) override {
+    if (refuse_deposit) return fail("custody", "is full");
+    const std::string name = restored.name;
+    held_.insert_or_assign(name, std::move(restored));
+    return {};
+  }
+  Result<Restored> withdraw(const std::string& name) override {
+    const auto it = held_.find(name);
+    if (it == held_.end()) return fail(name, "is not held");
+    Restored out = std::move(it->second);
+    held_.erase(it);
+    return out;
+  }
+  Result<Held> held(const std::string& name) override {
+    const auto it = held_.find(name);
+    if (it == held_.end()) return fail(name, "is not held");
+    return Held{it->second.container, it->second.strategy};
+  }
+  [[nodiscard]] std::vector<std::string> names() const {
+    std::vector<std::string> out;
+    for (const auto& [name, restored] : held_) out.push_back(name);
+    return out;
+  }
+  Restored& operator[](const std::string& name) { return held_.at(name); }
+  bool refuse_deposit = false;
+
+ private:
+  std::map<std::string, Restored> held_;
+};
+
+/// The restore log, in the arena.
+class WriterLog : public RestoreLog {
+ public:
+  explicit WriterLog(arena::Writer& writer) : writer_(writer) {}
+  Result<void> started(uint64_t generation, const Uuid& boot) override {
+    return writer_.restore_started(generation, boot);
+  }
+  Result<void> done(const std::string& name) override {
+    if (refuse_done) return fail("log", "medium is full");
+    return writer_.restore_done(name);
+  }
+  Result<void> failed(const std::string& name, const Error&) override {
+    return writer_.restore_failed(name);
+  }
+  Result<void> finished() override { return writer_.restore_finished(); }
+  bool refuse_done = false;
+
+ private:
+  arena::Writer& writer_;
+};
+
+class World : public sim::testing::Lab {
+ protected:
+  /// Records vm0 with its device at work and freezes it. `recorded` may differ from what is mapped.
+  void record(Policy policy, bool consents = true, bool evidence = true) {
+    boot();
+    open();
+    if (mapped.empty()) mapped = scattered(6);
+    if (recorded.empty()) recorded = mapped;
+    map_all(mapped);
+    open_device();
+    start_dma(mapped);
+    arena::InitOptions sizes;
+    sizes.for_mappings = 4096;
+    sizes.table_bytes = 1 << 20;
+    auto made = arena::init(arena_path, sizes);
+    ASSERT_TRUE(made) << made.error().message();
+    arena_id = *made;
+    auto writer = arena::Writer::open(arena_path);
+    ASSERT_TRUE(writer) << writer.error().message();
+    for (const char* name : {"dax0", "dax1"}) {
+      auto region = machine->describe_region(machine->region_path(name));
+      ASSERT_TRUE(region) << region.error().message();
+      region->name = name;
+      ASSERT_TRUE(writer->add_region(*region));
+    }
+    Container vm0;
+    vm0.name = "vm0";
+    vm0.kind = ContainerKind::kSim;
+    vm0.devices = {*machine->describe_device(kBdf)};
+    vm0.devices[0].consents_to_reinit = consents;
+    vm0.evidence = evidence ? Evidence::kTables : Evidence::kNone;
+    auto limits = port->limits(container);
+    ASSERT_TRUE(limits) << limits.error().message();
+    vm0.aperture = limits->aperture;
+    const auto id = writer->add_container(vm0);
+    ASSERT_TRUE(id) << id.error().message();
+    for (const Mapping& mapping : recorded) {
+      auto applied = writer->apply({arena::Change::Kind::kMap, *id, mapping});
+      ASSERT_TRUE(applied) << applied.error().message();
+    }
+    ASSERT_TRUE(writer->commit());
+    ASSERT_TRUE(writer->arm(kNonce, "kernel"));
+    std::vector<arena::CapturedTables> tables;
+    pagetable::Capture capture;
+    if (evidence) {
+      auto source = port->tables(container);
+      ASSERT_TRUE(source) << source.error().message();
+      const auto root = (*source)->roots()->front();
+      auto captured = pagetable::capture({root.physical, root.levels},
+                                         [&](uint64_t at) { return (*source)->page(at); });
+      ASSERT_TRUE(captured) << captured.error().message();
+      capture = std::move(*captured);
+      tables.push_back(
+          {*id, root.physical, root.levels, root.domain_id, capture.pages, capture.bytes});
+    }
+    Seal seal;
+    seal.sealed = true;
+    seal.policy = policy;
+    seal.nonce = kNonce;
+    const auto frozen = writer->freeze(seal, tables);
+    ASSERT_TRUE(frozen) << frozen.error().message();
+    generation = *frozen;
+  }
+  void cross(sim::Behaviour behaviour = sim::Behaviour::kPatched) {
+    kexec();
+    boot(behaviour);
+  }
+
+  [[nodiscard]] BootFacts facts() {
+    BootFacts out;
+    out.arena = arena_id;
+    out.nonce = kNonce;
+    out.boot = *port->boot_id();
+    return out;
+  }
+  Result<Prepared> prepare_now(const Request& request = {}) {
+    auto reader = arena::Reader::open(arena_path);
+    if (!reader) return std::unexpected(reader.error());
+    return prepare(*reader, *port, facts(), request);
+  }
+  /// prepare and execute, as the agent does it.
+  Result<Report> restore(Custody& custody, Request request = {},
+                         std::function<void(uint64_t)> before_call = {},
+                         kernel::Port* through = nullptr) {
+    HOLDFAST_TRY_ASSIGN(auto prepared, prepare_now(request));
+    HOLDFAST_TRY_ASSIGN(auto writer, arena::Writer::open(arena_path));
+    WriterLog log(writer);
+    log.refuse_done = refuse_done;
+    ExecuteOptions how;
+    how.boot = facts().boot;
+    how.resume = prepared.turn == Turn::kResume;
+    how.settled = prepared.settled;
+    how.before_call = std::move(before_call);
+    return execute(prepared.plan, through == nullptr ? *port : *through, custody, log, how);
+  }
+  /// The error that a restore ends with before anything is touched.
+  Error refusal(const Request& request = {}) {
+    auto prepared = prepare_now(request);
+    if (!prepared) return prepared.error();
+    return prepared->plan.refusal().value_or(Error{});
+  }
+  ArenaState state() { return arena::Reader::open(arena_path)->header().state; }
+  void expect_dma_untouched() {
+    ASSERT_TRUE(driver->wait_transfers(200, 5000));
+    EXPECT_EQ(driver->faults(), 0u);
+    const auto seen = look(mapped);
+    EXPECT_EQ(seen.lost, 0u);
+    EXPECT_EQ(seen.misplaced, 0u);
+    EXPECT_EQ(seen.missing, 0u);
+  }
+
+  std::string arena_path = scratch.path() + "/arena";
+  Uuid arena_id;
+  uint64_t generation = 0;
+  std::vector<Mapping> mapped, recorded;
+  bool refuse_done = false;
+};
+
+}  // namespace holdfast::restore::testing
