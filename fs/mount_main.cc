@@ -1,10 +1,13 @@
 // mount.holdfast: found by mount(8) for `mount -t holdfast ARENA DIR` and fstab.
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <string>
 #include <vector>
 
 #include "fs/mount.h"
+#include "persist/base/io.h"
 
 namespace {
 
@@ -17,14 +20,20 @@ constexpr const char* kUsage =
     "  -o allow_other   users other than root may look, as far as the modes let them\n"
     "  -o uid=U,gid=G   owner of what is shown (default root); gid= lets the group read\n"
     "  -o agent=SOCKET  the agent's socket (default /run/holdfast/agent.sock)\n"
-    "  --foreground     serve until unmounted instead of going into the background\n"
-    "  -f               check everything but do not mount, as mount -f\n"
+    "  -f, --foreground serve until unmounted instead of going into the background\n"
+    "                   (mount -f, as always: check everything, but do not mount)\n"
     "\n"
     "Returns when the mount answers. To unmount: umount DIR\n";
 
 // mount(8) knows 1 for wrong usage and 32 for a mount that failed.
 constexpr int kMountUsage = 1;
 constexpr int kMountFailed = 32;
+
+// mount(8) starts its helpers itself.
+holdfast::fs::Caller caller() {
+  const auto name = holdfast::read_line_file("/proc/" + std::to_string(::getppid()) + "/comm");
+  return name && *name == "mount" ? holdfast::fs::Caller::kMount : holdfast::fs::Caller::kPerson;
+}
 
 }  // namespace
 
@@ -35,7 +44,7 @@ int main(int argc, char** argv) {
       std::fputs(kUsage, stdout);
       return 0;
     }
-  const auto options = holdfast::fs::parse_arguments(arguments);
+  const auto options = holdfast::fs::parse_arguments(arguments, caller());
   if (!options) {
     std::fprintf(stderr, "mount.holdfast: %s\n", options.error().message().c_str());
     return kMountUsage;

@@ -107,7 +107,7 @@ Result<void> parse_option_list(std::string_view list, MountOptions& options) {
   return {};
 }
 
-Result<MountOptions> parse_arguments(std::span<const std::string> arguments) {
+Result<MountOptions> parse_arguments(std::span<const std::string> arguments, Caller caller) {
   MountOptions out;
   std::vector<std::string> places;
   for (size_t i = 0; i < arguments.size(); ++i) {
@@ -126,7 +126,8 @@ Result<MountOptions> parse_arguments(std::span<const std::string> arguments) {
     } else if (argument.size() > 1 && argument[0] == '-') {
       if (argument.find_first_not_of("sfnv", 1) != std::string::npos)
         return usage(argument, "is no option");
-      if (argument.find('f') != std::string::npos) out.fake = true;
+      if (argument.find('f') != std::string::npos)
+        (caller == Caller::kMount ? out.fake : out.foreground) = true;
     } else {
       places.push_back(argument);
     }

@@ -39,8 +39,13 @@ struct MountOptions {
 /// (defaults, nofail, x-…, …) is accepted and ignored; anything else unknown is exit 2.
 [[nodiscard]] Result<void> parse_option_list(std::string_view list, MountOptions& options);
 
+/// Who gave the arguments: -f means "fake" (check, but do not mount) to mount(8) and its helpers,
+/// and "foreground" to people.
+enum class Caller : uint32_t { kPerson, kMount };
+
 /// The arguments after the program's name, as mount(8) passes them to a helper:
 /// ARENA DIR [-sfnv] [-N NAMESPACE] [-t TYPE] [-o LIST], and --foreground.
-[[nodiscard]] Result<MountOptions> parse_arguments(std::span<const std::string> arguments);
+[[nodiscard]] Result<MountOptions> parse_arguments(std::span<const std::string> arguments,
+                                                   Caller caller);
 
 }  // namespace holdfast::fs

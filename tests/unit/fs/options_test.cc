@@ -10,7 +10,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 Result<MountOptions> parse(std::vector<std::string> arguments) {
-  return parse_arguments(arguments);
+  return parse_arguments(arguments, Caller::kMount);
 }
 
 TEST(Options, AreTakenAsMountPassesThem) {
@@ -34,6 +34,8 @@ TEST(Options, FlagsOfMountAreUnderstood) {
   ASSERT_TRUE(options) << options.error().message();
   EXPECT_TRUE(options->fake);
   EXPECT_FALSE(options->foreground);
+  const std::vector<std::string> by_hand = {"/arena", "/mnt", "-f"};
+  EXPECT_TRUE(parse_arguments(by_hand, Caller::kPerson)->foreground);
   EXPECT_TRUE(parse({"/arena", "/mnt", "--foreground"})->foreground);
   EXPECT_EQ(parse({"/arena", "/mnt", "-o", "uid=root"})->uid, 0u);
 }
