@@ -29,11 +29,11 @@ void require(std::vector<std::string>& missing, std::string_view what,
   missing.push_back(std::move(line));
 }
 
+}  // namespace
+
 pagetable::PageSource pages_of(kernel::TableSource& source) {
   return [&source](uint64_t physical) { return source.page(physical); };
 }
-
-}  // namespace
 
 Json FreezeReport::json() const {
   Json out = json_document("freeze");
@@ -476,66 +476,6 @@ Result<pagetable::Comparison> Server::Impl::compare_record(
   if (outcome && !batch.empty()) outcome = comparer.add(batch);
   HOLDFAST_TRY(outcome);
   return comparer.finish();
-}
-
-void Server::Impl::hold_all(bool held) {
-  if (capabilities.hold.answer != kernel::Answer::kYes) return;
-  for (const auto& name : custody.names())
-    if (const Holding* holding = custody.find(name); holding->container.valid())
-      (void)port.hold(holding->container, held);
-}
-
-Result<void> Server::Impl::thaw() {
-  HOLDFAST_TRY(writer.thaw());
-  hold_all(false);
-  refresh_barriers();
-  tell_clients(protocol::Thawed{next_freeze - 1, "holdfast thaw"});
-  forget_missing();
-  reap();
-  return {};
-}
-
-Result<Json> Server::Impl::recheck() {
-  const ArenaState state = writer.header().state;
-  if (state != ArenaState::kFrozen)
-    return refuse(Exit::kRefused, "HF-NOT-FROZEN", "arena",
-                  fmt::format("is {}, not frozen", state_name(state)), "holdfast freeze");
-  drain_all();
-  const Manifest manifest = writer.live();
-  const auto places = pagetable::places(manifest.regions);
-  Json out = json_document("recheck");
-  out["containers"] = Json::array();
-  for (auto& [id, entry] : registry.containers()) {
-    const Holding* holding = custody.find(entry.name);
-    if (holding == nullptr || !holding->container.valid()) continue;
-    auto source = port.tables(holding->container);
-    if (!source) continue;  // evidence is "none": there was nothing to compare at the freeze either
-    HOLDFAST_TRY_ASSIGN(const auto roots, (*source)->roots());
-    for (const auto& root : roots) {
-      HOLDFAST_TRY_ASSIGN(const auto ranges,
-                          pagetable::read_ranges({root.physical, root.levels}, pages_of(**source)));
-      HOLDFAST_TRY_ASSIGN(const auto comparison, compare_record(id, places, ranges));
-      if (!comparison.equal()) {
-        const Error differs = pagetable::differs(comparison, entry.name);
-        const std::string why =
-            fmt::format("{} changed container {} at iova {:#x} after the freeze",
-                        describe(entry.owner), entry.name, comparison.differences.front().iova);
-        HOLDFAST_TRY(writer.mark_broken(why));
-        auto error = refuse(Exit::kRefused, "HF-BROKEN", "arena", why,
-                            "do not kexec; holdfast thaw, then freeze again")
-                         .error();
-        error.details = differs.details;
-        error.details.insert(error.details.begin(), differs.cause);
-        return std::unexpected(std::move(error));
-      }
-      out["containers"].push_back(
-          Json{{"name", entry.name}, {"leaves_compared", comparison.leaves}});
-    }
-  }
-  if (writer.header().state == ArenaState::kBroken)
-    return refuse(Exit::kRefused, "HF-BROKEN", "arena", writer.header().broken_reason,
-                  "do not kexec; holdfast thaw, then freeze again");
-  return out;
 }
 
 }  // namespace holdfast::agent

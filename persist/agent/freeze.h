@@ -2,12 +2,16 @@
 
 // Freeze: after it no mapping may change until restore or thaw, sealed by one commit.
 //
-//   decide            policy against what kernel and containers can do; refuses before anything
-//   stops capture           page tables, while everything runs quiesce           remap only: every
-//   client stops its devices' DMA and says so barrier           maps and unmaps answer EBUSY; those
-//   under way are waited for drain             the last records hold              the kernel's own
-//   hold, where it exists recapture         tables read again, changed pages copied compare record
-//   and tables, both ways seal              Writer::freeze
+//   - decide: the policy against what kernel and containers can do; refuses before anything stops
+//   - capture: page tables, while everything runs
+//   - quiesce: remap only; every client stops its devices' DMA and says so
+//   - barrier: maps and unmaps answer EBUSY; those under way are waited for
+//   - drain: the last records
+//   - hold: the kernel's own, where it exists
+//   - recapture: tables are read again, changed pages copied
+//   - compare: record and tables, both ways
+//   - seal: Writer::freeze
+//
 // Whatever fails after `quiesce` is taken back: hold, barrier, THAWED.
 
 #include <cstdint>
@@ -18,6 +22,7 @@
 #include "persist/base/result.h"
 #include "persist/model/json.h"
 #include "persist/model/state.h"
+#include "persist/pagetable/walk.h"
 #include "restore/kernel/port.h"
 
 namespace holdfast::agent {
@@ -65,5 +70,8 @@ struct FreezeCandidate {
 /// HF-FREEZE-NO-ADOPT with one detail for each thing that is missing.
 Result<bool> decide(Policy policy, const kernel::Capabilities& capabilities,
                     std::span<const FreezeCandidate> candidates);
+
+/// The pages of a port's table source, as persist/pagetable reads them.
+[[nodiscard]] pagetable::PageSource pages_of(kernel::TableSource& source);
 
 }  // namespace holdfast::agent
