@@ -1,0 +1,104 @@
+// From an arena on the medium to a plan that could be run: open, verify every checksum, inspect,
+// plan. Against reading the same bytes once. The port answers from memory, so that no device's
+// sysfs is measured.
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <vector>
+
+#include "restore/prepare.h"
+#include "tests/bench/arena_fixture.h"
+#include "tests/bench/measure.h"
+
+namespace holdfast::bench {
+namespace {
+
+std::unexpected<Error> not_asked() {
+  return fail("bench port", "a plan opens and maps nothing");
+}
+
+class AnsweringPort : public kernel::Port {
+ public:
+  explicit AnsweringPort(Region region) : region_(std::move(region)) {}
+  [[nodiscard]] std::string_view name() const override { return "bench"; }
+  [[nodiscard]] ContainerKind kind() const override { return ContainerKind::kType1; }
+  Result<kernel::Capabilities> probe() override {
+    kernel::Capabilities out;
+    out.port = "bench";
+    out.map.answer = kernel::Answer::kYes;
+    return out;
+  }
+  Result<Region> describe_region(const std::string&) override { return region_; }
+  Result<Region> describe_region(BorrowedFd) override { return region_; }
+  Result<Device> describe_device(const std::string&) override { return not_asked(); }
+  Result<UniqueFd> open_region(const Region&) override { return not_asked(); }
+  Result<UniqueFd> open_container(bool) override { return not_asked(); }
+  Result<UniqueFd> attach(BorrowedFd, const Device&) override { return not_asked(); }
+  Result<UniqueFd> open_device(BorrowedFd, const Device&) override { return not_asked(); }
+  Result<kernel::ContainerLimits> limits(BorrowedFd) override { return not_asked(); }
+  Result<void> map(BorrowedFd, const kernel::MapRequest&) override { return not_asked(); }
+  Result<uint64_t> unmap(BorrowedFd, uint64_t, uint64_t) override { return not_asked(); }
+  Result<void> forget(BorrowedFd, uint64_t, uint64_t) override { return not_asked(); }
+  Result<void> hold(BorrowedFd, bool) override { return not_asked(); }
+  Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd) override { return not_asked(); }
+  Result<std::unique_ptr<kernel::TableSource>> inherited_tables(const Device&) override {
+    return not_asked();
+  }
+  Result<void> check_container(BorrowedFd) override { return not_asked(); }
+  Result<void> check_device(BorrowedFd) override { return not_asked(); }
+  Result<void> suspend_vaddr(BorrowedFd) override { return not_asked(); }
+  Result<void> resume_vaddr(BorrowedFd, uint64_t, uint64_t, void*) override { return not_asked(); }
+
+ private:
+  Region region_;
+};
+
+void open_and_plan(benchmark::State& state) {
+  FilledArena arena("plan.arena", kMany);
+  arena.close();
+  std::vector<arena::Object> objects;
+  Region region;
+  {
+    const auto reader = must(arena::Reader::open(arena.path()));
+    const auto view = must(reader.current());
+    objects = view.objects();
+    region = view.manifest().regions.at(0);
+  }
+  region.id = 0;
+  region.name.clear();
+  AnsweringPort port(region);
+  restore::Request request;
+  request.policy = Policy::kRemap;
+  request.allow_weaker = true;
+  request.check_token = false;
+  const UniqueFd file = must(open_fd(arena.path(), O_RDONLY));
+  std::vector<std::byte> buffer(1 << 20);
+  uint64_t bytes = 0;
+  in_turns(
+      state,
+      [&] {
+        const auto reader = must(arena::Reader::open(arena.path()));
+        const auto prepared = must(restore::prepare(reader, port, {}, request));
+        if (const auto refusal = prepared.plan.refusal()) give_up(refusal->message());
+        if (prepared.plan.containers.at(0).mappings != kMany) give_up("the plan misses mappings");
+      },
+      [&] {
+        bytes = 0;
+        for (const auto& object : objects)
+          for (uint64_t done = 0; done < object.length;) {
+            const ssize_t n = ::pread(file.get(), buffer.data(),
+                                      std::min<uint64_t>(buffer.size(), object.length - done),
+                                      static_cast<off_t>(object.offset + done));
+            if (n <= 0) give_up("the floor could not read");
+            done += static_cast<uint64_t>(n);
+            bytes += static_cast<uint64_t>(n);
+          }
+      },
+      [](double s) { return s * 1e3; });
+  if (bytes < kMany * sizeof(Mapping)) give_up("the floor read too little");
+}
+BENCHMARK(open_and_plan)->Name("open-and-plan")->UseManualTime()->Iterations(31);
+
+}  // namespace
+}  // namespace holdfast::bench
