@@ -5,7 +5,17 @@
 namespace holdfast::fs {
 
 int errno_of(const Error& error) {
-  return error.sys_errno > 0 ? error.sys_errno : EIO;
+  switch (error.sys_errno) {
+    // Of the agent's socket: nothing that the user of a file would understand.
+    case EPIPE:
+    case ECONNRESET:
+    case ECONNREFUSED:
+    case ETIMEDOUT:
+    case EPROTO:
+      return EIO;
+    default:
+      return error.sys_errno > 0 ? error.sys_errno : EIO;
+  }
 }
 
 Files::Files(FilesMaker maker, bool read_only)
@@ -50,8 +60,12 @@ Result<void> Files::look(const Act& act) {
   const std::lock_guard guard(lock_);
   HOLDFAST_TRY_ASSIGN(FilesStore * store, newest());
   auto done = act(*store);
+  if (store != writer_.get() || store->alive()) return done;
   drop_if_dead();
-  return done;
+  if (done) return done;
+  // Looking does no harm twice: what is durable is still there.
+  HOLDFAST_TRY_ASSIGN(FilesStore * other, newest());
+  return act(*other);
 }
 
 Result<void> Files::change(const Act& act) {

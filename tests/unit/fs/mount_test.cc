@@ -324,6 +324,33 @@ TEST_F(MountTest, AMountThatOnlyShowsOrIsIdleLeavesTheWriterToOthers) {
   EXPECT_EQ(slurp(view->path("files/f")), "x");
 }
 
+TEST_F(MountTest, BesideAnAgentFilesAreWrittenThroughItAndGoOnWithoutIt) {
+  Agent agent(arena);
+  auto view = mount({"agent=" + agent.socket()});
+  EXPECT_THAT(slurp(view->path("health")), HasSubstr("agent running"));
+  const std::string big(300'000, 'b');
+  EXPECT_EQ(spit(view->path("files/big"), big), 0);
+  EXPECT_EQ(slurp(view->path("files/big")), big);
+  ::usleep(400'000);  // health is at most 0.3 s old
+  EXPECT_THAT(slurp(view->path("health")), HasSubstr("files/ written through the agent"));
+  EXPECT_EQ(shell("cd " + view->path("files") +
+                  " && touch x && rm x && mkdir d && mv big d/ && chmod 640 d/big && "
+                  "truncate -s 299999 d/big && stat -c '%a %s' d/big && ls"),
+            "640 299999\nd\n");
+  const int fd = ::open(view->path("files/lost").c_str(), O_CREAT | O_WRONLY, 0600);
+  ASSERT_EQ(::write(fd, "x", 1), 1);
+  agent.kill_hard();
+  EXPECT_EQ(::fsync(fd), -1) << "it was not durable, and nobody can make it so";
+  EXPECT_EQ(errno, EIO);
+  ::close(fd);
+  EXPECT_EQ(slurp(view->path("files/d/big")), big.substr(1));
+  EXPECT_EQ(spit(view->path("files/after"), "y"), 0);
+  ::usleep(400'000);
+  EXPECT_THAT(slurp(view->path("health")), HasSubstr("files/ written by this mount"));
+  remount(view);
+  EXPECT_EQ(shell("ls " + view->path("files")), "after\nd\n");
+}
+
 TEST_F(MountTest, AReadOnlyMountWritesNothing) {
   {
     const auto view = mount();

@@ -113,6 +113,29 @@ void Mounted::kill_hard() {
   ::umount2(directory_.c_str(), MNT_DETACH);
 }
 
+Agent::Agent(const std::string& arena) {
+  const std::string at = socket(), log = place_.file("log");
+  child_ = ::fork();
+  if (child_ == 0) {
+    const int err = ::open(log.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600);
+    ::dup2(err, 2);
+    ::execl(HOLDFAST_AGENT_PROGRAM, HOLDFAST_AGENT_PROGRAM, "--arena", arena.c_str(), "--socket",
+            at.c_str(), nullptr);
+    ::_exit(127);
+  }
+  for (int i = 0; i < 30000 && ::access(at.c_str(), F_OK) != 0; ++i) ::usleep(1000);
+}
+
+Agent::~Agent() {
+  if (child_ > 0) kill_hard();
+}
+
+void Agent::kill_hard() {
+  ::kill(child_, SIGKILL);
+  ::waitpid(child_, nullptr, 0);
+  child_ = -1;
+}
+
 std::string shell(const std::string& command) {
   FILE* pipe = ::popen(("{ " + command + " ; } 2>&1").c_str(), "r");
   if (pipe == nullptr) return "popen failed";

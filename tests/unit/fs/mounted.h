@@ -38,6 +38,20 @@ class Mounted {
   pid_t child_ = -1;
 };
 
+/// holdfastd over an arena, as a child process.
+class Agent {
+ public:
+  explicit Agent(const std::string& arena);
+  ~Agent();
+  Agent(const Agent&) = delete;
+  void kill_hard();
+  [[nodiscard]] std::string socket() const { return place_.file("agent.sock"); }
+
+ private:
+  holdfast::testing::TempDir place_;
+  pid_t child_ = -1;
+};
+
 /// Runs a shell command; its output, standard error included, then "exit N\n" unless N is 0.
 [[nodiscard]] std::string shell(const std::string& command);
 /// A whole file; "errno N" where it cannot be read.
