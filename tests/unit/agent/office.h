@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <functional>
@@ -108,6 +109,21 @@ class Program {
   int unmap(uint64_t iova, uint64_t size = 4096) {
     return hf_unmap(container, iova, size, nullptr, &error);
   }
+  /// Answers what the agent asks, on a thread of its own, while `act` runs.
+  template <typename Act>
+  auto while_listening(Act act) {
+    std::atomic<bool> done{false};
+    std::thread loop([&] {
+      while (!done) {
+        hf_dispatch(connection, nullptr);
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      }
+    });
+    auto outcome = act();
+    done = true;
+    loop.join();
+    return outcome;
+  }
   int sync() { return hf_sync(connection, &error); }
   /// Ends as a process does: connection and descriptors go.
   void quit() {
@@ -124,6 +140,7 @@ class Program {
   hf_error error{};
   UniqueFd container_fd, group_fd, device_fd, memory_fd;
   MappedRange view;
+  bool preserved = true;  ///< asks for the kind that outlives the kernel
   uint64_t frozen_generation = 0;
   int thaws = 0;
 
@@ -131,7 +148,9 @@ class Program {
   int take_hardware(uint32_t hold_seconds) {
     const auto device = port_.describe_device(bdf_);
     if (!device) return -ENODEV;
-    container_fd = std::move(port_.open_container(true).value());
+    auto opened = port_.open_container(preserved);
+    if (!opened) return -ENOTSUP;
+    container_fd = std::move(*opened);
     group_fd = std::move(port_.attach(container_fd, *device).value());
     device_fd = std::move(port_.open_device(group_fd, *device).value());
     hf_container_options options{};

@@ -145,9 +145,10 @@ TEST_F(Office, AMapBesideTheLibraryAfterTheFreezeBreaksTheArena) {
   port = std::move(sim::SimPort::connect(dir.file("kernel")).value());
   open_office();
   auto vm = program();
-  ASSERT_EQ(vm->start("vm0"), 0) << vm->error.cause;
+  ASSERT_EQ(vm->start("vm0", 0, 1), 0) << vm->error.cause;
   ASSERT_EQ(vm->map(0x1000), 0);
-  ASSERT_TRUE(freeze());
+  const auto sealed = vm->while_listening([&] { return freeze("adopt-or-remap", 5000); });
+  ASSERT_TRUE(sealed) << sealed.error().message();
   ASSERT_TRUE(ask("recheck"));
   kernel::MapRequest request;
   request.iova = 0x7000;
@@ -168,12 +169,15 @@ TEST_F(Office, AKernelThatCannotAdoptRefusesAdoptBeforeAnythingStops) {
   boot(sim::Behaviour::kStock);
   open_office();
   auto vm = program();
-  EXPECT_LT(vm->start("vm0"), 0);  // asked for a preserved container: this kernel has none
+  vm->preserved = false;
+  ASSERT_EQ(vm->start("vm0"), 0) << vm->error.cause;
+  ASSERT_EQ(vm->map(0x1000), 0);
   const auto refused = freeze("adopt");
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().exit, Exit::kUnsupported);
   EXPECT_EQ(refused.error().code, "HF-FREEZE-NO-ADOPT");
   EXPECT_NE(state(), "frozen");
+  EXPECT_EQ(vm->map(0x2000), 0) << vm->error.cause;
 }
 
 TEST_F(Office, RemapNeedsEveryProgramsWord) {
@@ -192,16 +196,7 @@ TEST_F(Office, RemapFreezesWhenEveryProgramIsQuiet) {
   auto vm = program();
   ASSERT_EQ(vm->start("vm0", 0, 1), 0);
   ASSERT_EQ(vm->map(0x1000), 0);
-  std::atomic<bool> done{false};
-  std::thread loop([&] {
-    while (!done) {
-      hf_dispatch(vm->connection, nullptr);
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-  });
-  const auto sealed = freeze("remap", 5000);
-  done = true;
-  loop.join();
+  const auto sealed = vm->while_listening([&] { return freeze("remap", 5000); });
   ASSERT_TRUE(sealed) << sealed.error().message();
   EXPECT_EQ(state(), "frozen");
 }
