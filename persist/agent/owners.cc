@@ -258,6 +258,8 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
   entry.taker = 0;
   entry.expires.reset();
   entry.owner = peer.who.owner;
+  // What was restored was mapped from the record: nothing of it can be missing there.
+  if (custody.why(entry.name) == Custody::Why::kRestored) entry.incomplete.clear();
   registry.learn(manifest);
   Holding* holding = custody.find(entry.name);
   if (holding != nullptr)

@@ -41,6 +41,22 @@ void consume(BorrowedFd counter) {
   [[maybe_unused]] const ssize_t n = ::read(counter.get(), &value, sizeof value);
 }
 
+// What files/ answers to ordinary questions, a lookup of a name that is not there above all: no
+// event. Kept, they would push out the refusals that somebody will look for.
+bool is_everyday(const Error& error) {
+  if (error.exit != Exit::kFailed || !error.code.empty()) return false;
+  switch (error.sys_errno) {
+    case ENOENT:
+    case EEXIST:
+    case ENOTDIR:
+    case EISDIR:
+    case ENOTEMPTY:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 Server::Impl::~Impl() {
@@ -259,7 +275,7 @@ void Server::Impl::on_control(Peer& peer, protocol::Received received) {
   // Every verb may have changed the arena's state.
   refresh_barriers();
   if (!outcome) {
-    remember(outcome.error(), peer.who.owner.uid);
+    if (!is_everyday(outcome.error())) remember(outcome.error(), peer.who.owner.uid);
     return answer_error(peer, outcome.error(), number);
   }
   std::vector<BorrowedFd> descriptors;

@@ -49,7 +49,7 @@ chain_ground() {
 }
 
 chain_remap() {
-  machine 200 "$REGION_MEMMAP $ARENA_MEMMAP" -no-reboot "${EDU_DEVICE[@]}"
+  machine 260 "$REGION_MEMMAP $ARENA_MEMMAP" -no-reboot "${EDU_DEVICE[@]}"
 }
 
 chain_e1000e() {
