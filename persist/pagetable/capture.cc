@@ -6,7 +6,10 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <numeric>
+
+#include "persist/pagetable/leaf_scan.h"
 
 namespace holdfast::pagetable {
 namespace {
@@ -14,9 +17,16 @@ namespace {
 constexpr size_t kPieceBytes = 4 << 20;
 constexpr size_t kHugePage = 2 << 20;
 
-void mask_page(const std::byte* from, uint64_t* to) {
-  const auto* words = reinterpret_cast<const uint64_t*>(from);
-  for (uint32_t i = 0; i < kEntriesPerTable; ++i) to[i] = words[i] & ~kHardwareSetBits;
+struct alignas(64) MaskedPage {
+  std::array<uint64_t, kEntriesPerTable> entries;
+  [[nodiscard]] Hash128 checksum() const { return xxh3_128(std::as_bytes(std::span(entries))); }
+  [[nodiscard]] const std::byte* bytes() const {
+    return reinterpret_cast<const std::byte*>(entries.data());
+  }
+};
+
+void mask_page(const std::byte* from, MaskedPage& to) {
+  best_mask_copy()(reinterpret_cast<const uint64_t*>(from), to.entries.data());
 }
 
 /// Orders pages by physical address, and whatever goes with them.
@@ -68,32 +78,40 @@ class Copier : public RangeCollector {
   PageStore store;
 };
 
-/// Copies each page to the store and gives it back where the earlier copy is as good.
+/// Reads each page once, without accessed and dirty bits, into a place of its level; walk and
+/// checksum use that. Only a page that changed is copied as it is.
 class Comparing : public RangeCollector {
  public:
-  explicit Comparing(const Capture& before) : before_(before), seen_(before.pages.size()) {}
+  explicit Comparing(const Capture& before)
+      : RangeCollector(before.ranges.size()),
+        before_(before),
+        seen_(before.pages.size()),
+        scratch_(std::make_unique<std::array<MaskedPage, 6>>()) {}
 
   Result<const std::byte*> table(const TableVisit& visit) override {
-    std::byte* copy = store.add();
-    if (copy == nullptr) return no_memory();
-    std::memcpy(copy, visit.bytes, kTableBytes);
-    const TablePage page = page_of(visit, copy);
-    const std::byte* kept = copy;
+    MaskedPage& masked = (*scratch_)[visit.level];
+    mask_page(visit.bytes, masked);
+    TablePage page{visit.physical, visit.level, 0, visit.iova, masked.checksum()};
     const size_t index = find(visit.physical);
-    if (index < seen_.size() && before_.pages[index] == page) {
-      // The earlier copy translates the same; only accessed and dirty bits may differ.
-      kept = before_.bytes[index];
-      store.undo_last();
-    } else {
-      changed.push_back(page.physical);
-    }
-    if (index < seen_.size()) {
+    const bool known = index < seen_.size();
+    if (known) {
       seen_[index] = true;
       ++matched;
     }
+    if (known && before_.pages[index] == page) {
+      // The earlier copy translates the same; only accessed and dirty bits may differ.
+      capture.pages.push_back(page);
+      capture.bytes.push_back(before_.bytes[index]);
+      return masked.bytes();
+    }
+    std::byte* copy = store.add();
+    if (copy == nullptr) return no_memory();
+    std::memcpy(copy, visit.bytes, kTableBytes);
+    page.checksum = masked_checksum(copy);  // the live page may have changed once more
+    changed.push_back(page.physical);
     capture.pages.push_back(page);
-    capture.bytes.push_back(kept);
-    return kept;
+    capture.bytes.push_back(copy);
+    return copy;
   }
 
   Capture capture;
@@ -117,6 +135,7 @@ class Comparing : public RangeCollector {
 
   const Capture& before_;
   std::vector<bool> seen_;
+  std::unique_ptr<std::array<MaskedPage, 6>> scratch_;  ///< by level
   size_t next_ = 0;
 };
 
@@ -154,14 +173,10 @@ std::byte* PageStore::add() {
   return page;
 }
 
-void PageStore::undo_last() {
-  used_ -= kTableBytes;
-}
-
 Hash128 masked_checksum(const std::byte* page) {
-  alignas(64) std::array<uint64_t, kEntriesPerTable> masked;
-  mask_page(page, masked.data());
-  return xxh3_128(std::as_bytes(std::span(masked)));
+  MaskedPage masked;
+  mask_page(page, masked);
+  return masked.checksum();
 }
 
 Result<Capture> capture(const Root& root, const PageSource& source, const WalkLimits& limits) {

@@ -30,7 +30,6 @@ class PageStore {
   ~PageStore();
   /// 4096 uninitialised bytes, aligned to 64, valid as long as the store; nullptr without memory.
   [[nodiscard]] std::byte* add();
-  void undo_last();  ///< gives back the page that add() returned last
 
  private:
   struct Piece;

@@ -34,4 +34,18 @@ LeafScan best_leaf_scan() {
   return best;
 }
 
+void mask_copy_plain(const uint64_t* from, uint64_t* to) {
+  for (uint32_t i = 0; i < kEntriesPerTable; ++i) to[i] = from[i] & ~kHardwareSetBits;
+}
+
+MaskCopy best_mask_copy() {
+  static const MaskCopy best = [] {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f")) return &mask_copy_avx512;
+    if (__builtin_cpu_supports("avx2")) return &mask_copy_avx2;
+    return &mask_copy_plain;
+  }();
+  return best;
+}
+
 }  // namespace holdfast::pagetable

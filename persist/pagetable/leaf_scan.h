@@ -31,4 +31,11 @@ void scan_leaves_avx512(const uint64_t* entries, LeafMasks& out);
 /// The widest one that this CPU has.
 [[nodiscard]] LeafScan best_leaf_scan();
 
+/// Copies 512 entries without accessed and dirty bits.
+using MaskCopy = void (*)(const uint64_t* from, uint64_t* to);
+void mask_copy_plain(const uint64_t* from, uint64_t* to);
+void mask_copy_avx2(const uint64_t* from, uint64_t* to);
+void mask_copy_avx512(const uint64_t* from, uint64_t* to);
+[[nodiscard]] MaskCopy best_mask_copy();
+
 }  // namespace holdfast::pagetable

@@ -42,4 +42,8 @@ void scan_leaves_avx2(const uint64_t* entries, LeafMasks& out) {
   out.present_bits = lanes[0] | lanes[1] | lanes[2] | lanes[3];
 }
 
+void mask_copy_avx2(const uint64_t* from, uint64_t* to) {
+  for (uint32_t i = 0; i < kEntriesPerTable; ++i) to[i] = from[i] & ~kHardwareSetBits;
+}
+
 }  // namespace holdfast::pagetable

@@ -36,4 +36,8 @@ void scan_leaves_avx512(const uint64_t* entries, LeafMasks& out) {
   out.present_bits = static_cast<uint64_t>(_mm512_reduce_or_epi64(bits));
 }
 
+void mask_copy_avx512(const uint64_t* from, uint64_t* to) {
+  for (uint32_t i = 0; i < kEntriesPerTable; ++i) to[i] = from[i] & ~kHardwareSetBits;
+}
+
 }  // namespace holdfast::pagetable

@@ -84,6 +84,8 @@ Result<WalkStats> walk(const Root& root, const PageSource& source, const WalkLim
 /// Joins runs across table pages; leaves of different sizes stay apart.
 class RangeCollector : public Visitor {
  public:
+  /// `expected`: how many ranges to make room for.
+  explicit RangeCollector(size_t expected = 0) { ranges_.reserve(expected); }
   Result<void> leaves(std::span<const LeafRange> runs) override;
   [[nodiscard]] const std::vector<LeafRange>& ranges() const { return ranges_; }
   [[nodiscard]] std::vector<LeafRange> take() { return std::move(ranges_); }

@@ -56,5 +56,17 @@ TEST(LeafScan, EveryVariantFindsTheSameRunsAsOneEntryAtATime) {
   }
 }
 
+TEST(MaskCopyTest, EveryVariantDropsAccessedAndDirtyBitsOnly) {
+  std::mt19937_64 random(9);
+  alignas(64) uint64_t from[kEntriesPerTable];
+  for (uint64_t& entry : from) entry = random();
+  for (const MaskCopy copy : {&mask_copy_plain, best_mask_copy()}) {
+    alignas(64) uint64_t to[kEntriesPerTable] = {};
+    copy(from, to);
+    for (uint32_t i = 0; i < kEntriesPerTable; ++i)
+      EXPECT_EQ(to[i], from[i] & ~((1ull << 8) | (1ull << 9))) << i;
+  }
+}
+
 }  // namespace
 }  // namespace holdfast::pagetable
