@@ -174,6 +174,10 @@ std::vector<Error> compare_region(const Region& recorded, const Region* now,
         survives_kexec(recorded.kind)
             ? "the kernel was started without its reservation: compare memmap= in /proc/cmdline"
             : fmt::format("a {} does not outlive its kernel", kind_name(recorded.kind)));
+    // The other side: a reservation that moved is found again by the eye among these.
+    for (const auto& other : others)
+      if (other.path != recorded.path && other.physical_base != 0)
+        error.details.push_back(fmt::format("there is now {}: {}", other.path, place(other)));
     out.push_back(std::move(error));
     return out;
   }

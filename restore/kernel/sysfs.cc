@@ -234,6 +234,10 @@ std::vector<std::string> Sysfs::region_paths() const {
   std::vector<std::string> out;
   for (const auto& name : names_in(roots_.sysfs + "/bus/dax/devices"))
     if (is_dax_name(name)) out.push_back("/dev/" + name);
+  // Reserved memory that no namespace was found on shows up as a block device.
+  for (const auto& name : names_in(roots_.sysfs + "/class/block"))
+    if (name.starts_with("pmem") && name.find_first_not_of("0123456789", 4) == std::string::npos)
+      out.push_back("/dev/" + name);
   return out;
 }
 
@@ -285,6 +289,9 @@ Result<Region> Sysfs::describe_block(uint64_t device, const std::string& path) c
   const auto bytes = checked_mul(sectors, 512);
   if (!bytes) return unreadable(base + "/size", fmt::format("{}", sectors));
   out.length = *bytes;
+  if (::access((base + "/device/resource").c_str(), F_OK) == 0) {
+    HOLDFAST_TRY_ASSIGN(out.physical_base, number_attribute(base + "/device/resource", UINT64_MAX));
+  }
   HOLDFAST_TRY_ASSIGN(out.numa_node, numa_attribute(base + "/device/numa_node"));
   HOLDFAST_TRY_ASSIGN(out.uuid, uuid_attribute(base + "/device/uuid"));
   return out;

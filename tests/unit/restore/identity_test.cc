@@ -188,6 +188,19 @@ TEST(MemoryIdentity, AMissingReservationPointsToTheCommandLine) {
   EXPECT_THAT(problems[0].remedy, HasSubstr("memmap="));
 }
 
+TEST(MemoryIdentity, AReservationThatMovedNamesWhatIsThereInstead) {
+  Region raw;
+  raw.kind = RegionKind::kFile;
+  raw.path = "/dev/pmem0";
+  raw.physical_base = 0x3d000000;
+  raw.length = 0x2000000;
+  const std::vector<Region> others = {raw};
+  const auto problems = compare_region(dax(0), nullptr, others);
+  ASSERT_THAT(problems, SizeIs(1));
+  EXPECT_EQ(problems[0].code, "HF-MEMORY-MISSING");
+  EXPECT_THAT(problems[0].message(), HasSubstr("/dev/pmem0: 0x3d000000+0x2000000"));
+}
+
 TEST(MemoryIdentity, AFileIsIdentifiedByItsInode) {
   Region recorded;
   recorded.kind = RegionKind::kHugetlb;

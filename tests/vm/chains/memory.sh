@@ -47,7 +47,7 @@ differs() {
 
 step2() {
   scenario stock-memory-moved
-  differs HF-MEMORY- ram0
+  differs HF-MEMORY-MISSING ram0 "recorded 0x3c200000+0x1e00000" "/dev/pmem0: 0x3d000000+0x2000000"
   done_with stock-memory-moved
 
   # One more range in front: every device's number goes up by one.
