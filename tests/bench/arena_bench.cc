@@ -111,6 +111,7 @@ void snapshot(benchmark::State& state) {
   const size_t bytes = kMany * sizeof(Mapping);
   if (::fallocate(file.get(), 0, 0, static_cast<off_t>(4 * bytes)) != 0) give_up("no space");
   std::vector<double> ours, floor, unsynced;
+  uint64_t most_syncs = 0;
   off_t offset = 0;
   for (auto _ : state) {
     arena.change(kChanged);
@@ -127,13 +128,16 @@ void snapshot(benchmark::State& state) {
     }));
     unsynced.push_back(until_written);
     offset = (offset + static_cast<off_t>(bytes)) % static_cast<off_t>(4 * bytes);
+    const uint64_t before = syncs();
     ours.push_back(seconds([&] { must(arena.writer().checkpoint()); }));
+    most_syncs = std::max(most_syncs, syncs() - before);
     state.SetIterationTime(ours.back());
   }
   ::unlink(floor_path.c_str());
   state.counters["ours"] = median(ours) * 1e3;
   state.counters["floor"] = median(floor) * 1e3;
   state.counters["floor_unsynced"] = median(unsynced) * 1e3;
+  state.counters["syncs"] = static_cast<double>(most_syncs);
 }
 BENCHMARK(snapshot)->Name("snapshot")->UseManualTime()->Iterations(21);
 
