@@ -71,6 +71,9 @@ chain_memory() {
 chain_devices() {
   local ram=$VM_DIR/devices.ram memory status=0 token=
   [ -w /dev/shm ] && ram=$(mktemp /dev/shm/holdfast-vm.XXXXXX)
+  # A chain has a shell of its own, so this is its end, however it comes.
+  # shellcheck disable=SC2064 # the name as it is now
+  trap "rm -f '$ram'" EXIT
   memory=(-machine memory-backend=ram
     -object "memory-backend-file,id=ram,size=$MACHINE_RAM,mem-path=$ram,share=on")
   machine_with() {
@@ -82,6 +85,5 @@ chain_devices() {
     machine_with -device "e1000e,addr=10.0" &&
     machine_with -device "edu,dma_mask=0xffffffffffffffff,addr=12.0" &&
     machine_with "${EDU_DEVICE[@]}" || status=1
-  rm -f "$ram"
   return $status
 }
