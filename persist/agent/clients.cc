@@ -76,7 +76,7 @@ Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& receiv
     return acknowledge(register_memory(peer, *typed, descriptors));
   if (auto* typed = std::get_if<Unregister>(&message)) return acknowledge(unregister(peer, *typed));
   if (std::holds_alternative<Sync>(message)) {
-    drain(peer);
+    drain(peer, Amount::kWhole);
     commit();
     if (!commit_problem.empty()) return fail("arena", commit_problem);
     return acknowledge(Ack{peer.records, 0});
@@ -84,7 +84,7 @@ Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& receiv
   if (auto* typed = std::get_if<Resync>(&message)) {
     HOLDFAST_TRY(expect_descriptors(descriptors, 1, "RESYNC"));
     HOLDFAST_TRY(may_change("resync"));
-    drain(peer);
+    drain(peer, Amount::kWhole);
     HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, typed->container));
     HOLDFAST_TRY(resync(peer, *entry, descriptors.front(), typed->count));
     return acknowledge(Ack{typed->count, 0});
@@ -298,7 +298,7 @@ Result<protocol::Ack> Server::Impl::register_memory(Peer& peer,
 
 Result<protocol::Ack> Server::Impl::unregister(Peer& peer, const protocol::Unregister& message) {
   HOLDFAST_TRY(may_change("unregister"));
-  drain(peer);
+  drain(peer, Amount::kWhole);
   if (message.what == protocol::Subject::kContainer) {
     HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, message.id));
     drop_container(entry->id);

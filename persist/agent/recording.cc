@@ -17,6 +17,9 @@
 namespace holdfast::agent {
 namespace {
 
+/// Of one client, before the others and the control peers have their turn. A freeze drains whole.
+constexpr uint32_t kRecordsPerTurn = 2048;
+
 arena::Change change_of(arena::Change::Kind kind, uint32_t container, uint64_t iova,
                         uint64_t size) {
   arena::Change change;
@@ -58,10 +61,10 @@ void Server::Impl::refresh_barriers() {
     if (peer->ring && !peer->closed) peer->ring->set_barrier(now);
 }
 
-void Server::Impl::drain_all() {
+void Server::Impl::drain_all(Amount amount) {
   bool active = false;
   for (auto& [id, peer] : peers)
-    if (peer->ring && !peer->closed && drain(*peer)) active = true;
+    if (peer->ring && !peer->closed && drain(*peer, amount)) active = true;
   commit();
   if (active) {
     idle_turns = 0;
@@ -76,13 +79,15 @@ void Server::Impl::drain_all() {
   if (all_asleep) arm_timer(false);
 }
 
-bool Server::Impl::drain(Peer& peer) {
+bool Server::Impl::drain(Peer& peer, Amount amount) {
   if (!peer.ring || peer.closed) return false;
   if (!timer_armed) arm_timer(true);
   peer.ring->wake();
   ring::Record record;
   uint32_t taken = 0;
-  for (; taken < peer.ring->slots(); ++taken) {
+  const bool whole = freezing || amount == Amount::kWhole;
+  const uint32_t most = whole ? peer.ring->slots() : std::min(peer.ring->slots(), kRecordsPerTurn);
+  for (; taken < most; ++taken) {
     auto more = peer.ring->pop(record);
     if (!more) {
       violation(peer, more.error());

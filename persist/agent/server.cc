@@ -124,7 +124,7 @@ Result<void> Server::Impl::loop() {
     if (Clock::now() >= next_housekeeping) housekeeping();
     sweep();
   }
-  drain_all();
+  drain_all(Amount::kWhole);
   finish_checkpoint(true);
   return {};
 }
@@ -305,7 +305,7 @@ void Server::Impl::tell_clients(const protocol::Message& message) {
 void Server::Impl::close_peer(Peer& peer) {
   if (peer.closed) return;
   // What it recorded before it went away did happen.
-  if (peer.ring && !peer.lying) drain(peer);
+  if (peer.ring && !peer.lying) drain(peer, Amount::kWhole);
   if (peer.closed) return;
   peer.closed = true;
   const auto& epoll = peer.ring ? client_epoll : main_epoll;

@@ -83,9 +83,11 @@ struct Server::Impl {
   [[nodiscard]] bool is_privileged(uint32_t uid) const;
 
   // -- recording.cc
-  /// Drains every ring once (at most its slots) and commits.
-  void drain_all();
-  bool drain(Peer& peer);
+  /// kWhole: everything that was there when it was called, up to the ring's size.
+  enum class Amount { kTurn, kWhole };
+  bool drain(Peer& peer, Amount amount = Amount::kTurn);
+  /// Every ring, then commits.
+  void drain_all(Amount amount = Amount::kTurn);
   void note_lost(Peer& peer);
   void apply(Peer& peer, const ring::Record& record);
   Result<void> apply_unmap(Peer& peer, ContainerEntry& entry, uint64_t iova, uint64_t size);

@@ -31,7 +31,7 @@ Result<Json> Server::Impl::recheck() {
   if (state != ArenaState::kFrozen)
     return refuse(Exit::kRefused, "HF-NOT-FROZEN", "arena",
                   fmt::format("is {}, not frozen", state_name(state)), "holdfast freeze");
-  drain_all();
+  drain_all(Amount::kWhole);
   const Manifest manifest = writer.live();
   const auto places = pagetable::places(manifest.regions);
   Json out = json_document("recheck");

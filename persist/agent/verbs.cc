@@ -80,14 +80,14 @@ void Server::Impl::add_builtin_verbs(Server& server) {
   });
 
   server.add_verb("commit", Access::kPrivileged, [this, state_reply](Request&) -> Result<Reply> {
-    drain_all();
+    drain_all(Amount::kWhole);
     uncommitted = true;
     commit();
     if (!commit_problem.empty()) return fail("arena", commit_problem);
     return state_reply("commit");
   });
   server.add_verb("checkpoint", Access::kPrivileged, [this](Request&) -> Result<Reply> {
-    drain_all();
+    drain_all(Amount::kWhole);
     finish_checkpoint(true);
     HOLDFAST_TRY_ASSIGN(const uint64_t generation, writer.checkpoint());
     uncommitted = false;

@@ -1,6 +1,7 @@
 #include "tests/unit/agent/world.h"
 
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -9,6 +10,7 @@
 namespace holdfast::testing {
 
 World::World(Options options) : options_(std::move(options)) {
+  ::chmod(scratch_.path().c_str(), 0755);  // clients of other users find the socket
   const std::string machine = scratch_.file("machine");
   must(sim::Machine::create(machine));
   kernel_ = must(sim::Kernel::boot(machine, scratch_.file("kernel.sock"), options_.kernel));

@@ -1,0 +1,1 @@
+holdfast_fuzzer(protocol_message SOURCES protocol_message.cc LINKS holdfast_protocol)
