@@ -271,8 +271,9 @@ void on_open(fuse_req_t request, fuse_ino_t inode, fuse_file_info* info) {
 
 void on_read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset, fuse_file_info* info) {
   const auto& handle = *reinterpret_cast<const Handle*>(info->fh);
-  if (handle.content) {
-    const auto piece = handle.content->read(static_cast<uint64_t>(offset), size, thread_scratch());
+  // The kernel may release the file as soon as it has the reply, while the reply still returns.
+  if (const ContentPtr content = handle.content; content != nullptr) {
+    const auto piece = content->read(static_cast<uint64_t>(offset), size, thread_scratch());
     fuse_reply_buf(request, piece.data(), piece.size());
     return;
   }
