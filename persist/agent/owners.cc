@@ -202,6 +202,30 @@ Result<void> Server::Impl::finish_when_settled() {
   return writer.restore_finished();
 }
 
+void Server::Impl::settle_restored() {
+  std::vector<std::string> released;
+  if (const auto reader = arena::Reader::open(writer.header().path))
+    if (auto log = reader->restore_log()) released = std::move(log->released);
+  for (const std::string& name : released)
+    if (const ContainerEntry* entry = registry.container(name); entry != nullptr)
+      drop_container(entry->id);
+  drop_unused_regions(0);
+  // Who took a container while another one still waited: the seal kept that out of the record.
+  for (const auto& [id, entry] : registry.containers()) {
+    if (entry.client == 0) continue;
+    const Manifest manifest = writer.live();
+    const ContainerRecord* record = manifest.find(entry.name);
+    if (record == nullptr || record->container.owner == entry.owner) continue;
+    Container changed = record->container;
+    changed.owner = entry.owner;
+    if (auto updated = writer.update_container(changed); !updated)
+      remember(Error(updated.error()).in("record the new owner of container " + entry.name));
+    uncommitted = true;
+  }
+  reap();
+  commit();
+}
+
 Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {
   Handout out;
   const Holding* holding = custody.find(entry.name);

@@ -245,6 +245,7 @@ void Server::Impl::on_control(Peer& peer, protocol::Received received) {
     return violation(peer, refuse(Exit::kFailed, "HF-PROTOCOL", "message",
                                   "a control peer may send CONTROL only")
                                .error());
+  const ArenaState before = writer.header().state;
   auto outcome = [&]() -> Result<Reply> {
     Request request;
     HOLDFAST_TRY_ASSIGN(request.parcel, protocol::open_parcel(std::move(*control),
@@ -273,6 +274,8 @@ void Server::Impl::on_control(Peer& peer, protocol::Received received) {
     return verb->second.handler(request);
   }();
   // Every verb may have changed the arena's state.
+  if (before != ArenaState::kRestored && writer.header().state == ArenaState::kRestored)
+    settle_restored();
   refresh_barriers();
   if (!outcome) {
     if (!is_everyday(outcome.error())) remember(outcome.error(), peer.who.owner.uid);

@@ -133,6 +133,8 @@ struct Server::Impl {
   Result<void> release(const std::string& name);
   /// The restore is finished once nobody waits for a container any more.
   Result<void> finish_when_settled();
+  /// The restore has just finished: records what the seal kept out, new owners and releases.
+  void settle_restored();
   Result<void> confirm_taken(ContainerEntry& entry, Peer& peer);
 
   // -- health.cc

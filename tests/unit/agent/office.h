@@ -206,7 +206,8 @@ class Office : public ::testing::Test {
     ASSERT_TRUE(connected) << connected.error().message();
     port = std::move(*connected);
   }
-  void open_office() {
+  /// `prepare` sees the agent before it serves anybody.
+  void open_office(const std::function<void(Server&)>& prepare = {}) {
     auto writer = arena::Writer::open(arena());
     ASSERT_TRUE(writer) << writer.error().message();
     ServerOptions options;
@@ -216,6 +217,7 @@ class Office : public ::testing::Test {
     auto made = Server::create(std::move(options), std::move(*writer), *port);
     ASSERT_TRUE(made) << made.error().message();
     server = std::move(*made);
+    if (prepare) prepare(*server);
     thread = std::thread([this] { EXPECT_TRUE(server->run()); });
   }
   void close_office() {

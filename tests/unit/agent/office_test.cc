@@ -280,5 +280,58 @@ TEST_F(Office, AnAgentThatComesBackTakesStock) {
   EXPECT_THAT(frozen("vm0"), SizeIs(2));
 }
 
+TEST_F(Office, TheLastReleaseOfARestoreRecordsWhoTookTheOthers) {
+  auto vm = program(kBdf);
+  auto other = program(kOther);
+  ASSERT_EQ(vm->start("vm0"), 0) << vm->error.cause;
+  ASSERT_EQ(other->start("vm1"), 0) << other->error.cause;
+  ASSERT_EQ(vm->map(0x1000), 0);
+  ASSERT_EQ(other->map(0x1000, 4096, 4096), 0);
+  const auto sealed = freeze();
+  ASSERT_TRUE(sealed) << sealed.error().message();
+  close_office();
+  Holding holding;
+  holding.container = vm->container_fd.duplicate().value();
+  vm->quit();
+  other->quit();
+  {
+    // What a restore of vm0 alone leaves behind.
+    auto writer = arena::Writer::open(arena());
+    ASSERT_TRUE(writer) << writer.error().message();
+    ASSERT_TRUE(writer->restore_started(writer->header().frozen, Uuid{}));
+    ASSERT_TRUE(writer->restore_done("vm0"));
+  }
+  open_office([&holding](Server& agent) {
+    ASSERT_TRUE(agent.custody().deposit("vm0", std::move(holding)));
+  });
+
+  hf_connection* taker = nullptr;
+  hf_error error{};
+  hf_connect_options options{};
+  options.size = sizeof options;
+  const std::string path = socket();
+  options.socket = path.c_str();
+  options.program = "taker";
+  ASSERT_EQ(hf_connect(&options, &taker, &error), 0) << error.cause;
+  hf_taken* taken = nullptr;
+  ASSERT_EQ(hf_take(taker, "vm0", 0, &taken, &error), 0) << error.cause;
+  EXPECT_EQ(state(), "restoring");
+  const auto released = ask("release", Json{{"name", "vm1"}});
+  ASSERT_TRUE(released) << released.error().message();
+  // At once, not at some later tick: vm0 is its new owner's, vm1 is gone.
+  EXPECT_EQ(state(), "recording");
+  EXPECT_THAT(recorded("vm0"), SizeIs(1));
+  EXPECT_THAT(recorded("vm1"), SizeIs(0));
+  const auto reader = arena::Reader::open(arena());
+  const auto view = reader->current();
+  ASSERT_TRUE(view);
+  const auto* record = view->manifest().find("vm0");
+  ASSERT_NE(record, nullptr);
+  EXPECT_EQ(record->container.owner.pid, ::getpid());
+  EXPECT_EQ(view->manifest().find("vm1"), nullptr);
+  hf_taken_free(taken);
+  hf_close(taker);
+}
+
 }  // namespace
 }  // namespace holdfast::agent::testing
