@@ -4,6 +4,7 @@
 
 #include <ctime>
 
+#include "persist/arena/header_json.h"
 #include "persist/model/json.h"
 
 namespace holdfast::fs {
@@ -45,26 +46,7 @@ The manual is docs/view.md.
 }
 
 std::string arena_json(const arena::Header& header, const std::vector<uint64_t>& generations) {
-  Json out = json_document("arena");
-  out["path"] = header.path;
-  out["arena"] = header.uuid.text();
-  out["format"] = header.format;
-  out["medium"] = header.medium;
-  out["survives"] = header.survives;
-  out["size"] = header.size;
-  out["used"] = header.used;
-  out["files_quota"] = header.files_quota;
-  out["files_used"] = header.files_used;
-  out["retain"] = header.retain;
-  out["commit_sequence"] = header.commit_sequence;
-  out["state"] = state_name(header.state);
-  out["nonce"] = header.nonce;
-  out["armed_kernel"] = header.armed_kernel;
-  out["current"] = header.current;
-  out["frozen"] = header.frozen;
-  out["broken_reason"] = header.broken_reason;
-  out["generations"] = generations;
-  return dump(out);
+  return dump(arena::header_document("arena", header, generations));
 }
 
 std::string manifest_json(const Manifest& manifest) {

@@ -4,31 +4,10 @@
 
 #include <algorithm>
 
+#include "persist/arena/header_json.h"
+
 namespace holdfast::command {
 namespace {
-
-Json header_json(const arena::Header& header) {
-  Json out = json_document("show");
-  out["path"] = header.path;
-  out["arena"] = header.uuid.text();
-  out["format"] = header.format;
-  out["medium"] = header.medium;
-  out["survives"] = header.survives;
-  out["size"] = header.size;
-  out["used"] = header.used;
-  out["files_quota"] = header.files_quota;
-  out["files_used"] = header.files_used;
-  out["retain"] = header.retain;
-  out["commit_sequence"] = header.commit_sequence;
-  out["state"] = state_name(header.state);
-  out["ways_out"] = ways_out(header.state);
-  out["broken_reason"] = header.broken_reason;
-  out["nonce"] = header.nonce;
-  out["armed_kernel"] = header.armed_kernel;
-  out["current"] = header.current;
-  out["frozen"] = header.frozen;
-  return out;
-}
 
 Json generation_json(const Manifest& manifest) {
   uint64_t mappings = 0;
@@ -81,7 +60,7 @@ Result<arena::GenerationView> find_generation(const arena::Reader& reader, uint6
 }
 
 Result<Json> arena_document(const arena::Reader& reader, uint64_t generation) {
-  Json out = header_json(reader.header());
+  Json out = arena::header_document("show", reader.header(), reader.generations());
   out["generations"] = Json::array();
   for (const uint64_t number : reader.generations()) {
     auto view = reader.generation(number);
