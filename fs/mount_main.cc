@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "fs/mount.h"
+#include "fs/refusal.h"
 #include "persist/base/io.h"
 
 namespace {
@@ -51,7 +52,14 @@ int main(int argc, char** argv) {
   }
   const auto mounted = holdfast::fs::run_mount(*options);
   if (!mounted) {
-    std::fprintf(stderr, "mount.holdfast: %s\n", mounted.error().message().c_str());
+    const holdfast::Error& error = mounted.error();
+    std::fprintf(stderr, "mount.holdfast: %s\n", error.message().c_str());
+    if (holdfast::fs::is_refusal(error))
+      if (const auto kept = holdfast::fs::keep_event(options->arena, options->agent_socket,
+                                                     holdfast::event_of(error));
+          !kept)
+        std::fprintf(stderr, "mount.holdfast: this refusal is not kept: %s\n",
+                     kept.error().headline().c_str());
     return kMountFailed;
   }
   return 0;

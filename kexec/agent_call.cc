@@ -4,8 +4,8 @@
 
 #include <cerrno>
 
-#include "kexec/host.h"
-#include "persist/arena/writer.h"
+#include "fs/refusal.h"
+#include "persist/arena/reader.h"
 
 namespace holdfast::command {
 
@@ -13,6 +13,9 @@ namespace {
 
 // Nobody there is no error here; anything else is.
 Result<std::optional<protocol::ControlClient>> connect(const Context& context) {
+  context.agent_asked();
+  // A refusal of this run is about the arena, which nobody may have looked for so far.
+  (void)context.arena_path();
   HOLDFAST_TRY_ASSIGN(const std::string socket, context.socket_path());
   auto agent = protocol::ControlClient::connect(socket);
   if (agent) return std::optional(std::move(*agent));
@@ -57,10 +60,7 @@ Result<protocol::ControlClient> need_agent(const Context& context, std::string_v
                         context.named_arena());
     remedy = "name the socket of that arena's agent with --socket, or start one";
   }
-  auto refusal =
-      refuse(Exit::kRefused, "HF-NO-AGENT", fmt::format("{}: holdfastd", wanted), cause, remedy);
-  if (const auto path = context.arena_path()) remember(context, *path, refusal.error());
-  return refusal;
+  return refuse(Exit::kRefused, "HF-NO-AGENT", fmt::format("{}: holdfastd", wanted), cause, remedy);
 }
 
 Result<Json> ask(const Context& context, protocol::ControlClient& agent, std::string_view verb,
@@ -77,7 +77,10 @@ Result<Json> ask(const Context& context, protocol::ControlClient& agent, std::st
       show(index->get<uint64_t>(), total->get<uint64_t>());
   };
   auto answer = agent.call(verb, std::move(arguments), options);
-  if (!answer) return std::unexpected(std::move(answer).error());
+  if (!answer) {
+    context.agent_refused(answer.error());
+    return std::unexpected(std::move(answer).error());
+  }
   return std::move(answer->body);
 }
 
@@ -88,17 +91,14 @@ bool serves(const Json& health, const std::string& arena_uuid) {
   return uuid != arena->end() && uuid->is_string() && uuid->get<std::string>() == arena_uuid;
 }
 
-void remember(const Context& context, const std::string& arena_path, const Error& error) {
-  const Event event{realtime_ns(), static_cast<uint32_t>(error.exit),
-                    error.code,    error.object,
-                    error.cause,   error.remedy};
-  if (auto agent = find_agent(context); agent && *agent) {
-    if (ask(context, **agent, "event", to_json(event))) return;
-  }
-  if (auto writer = arena::Writer::open(arena_path)) {
-    if (writer->add_event(event)) return;
-  }
-  context.note("the refusal could not be kept in the arena's events");
+void keep_refusal(const Context& context, const Error& error) {
+  if (!fs::is_refusal(error) || context.agent_has(error)) return;
+  const std::string path = context.arena_looked_at();
+  if (path.empty() && !context.was_agent_asked())
+    return context.note("no arena is named that could keep this refusal");
+  const auto socket = context.socket_path();
+  if (auto kept = fs::keep_event(path, socket ? *socket : std::string(), event_of(error)); !kept)
+    context.note("this refusal is not kept: " + kept.error().headline());
 }
 
 }  // namespace holdfast::command

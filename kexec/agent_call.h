@@ -20,7 +20,7 @@ namespace holdfast::command {
 [[nodiscard]] Result<std::optional<protocol::ControlClient>> find_agent(const Context& context);
 
 /// The agent; exit 5, HF-NO-AGENT where nobody listens or another arena is served. `wanted` is the
-/// act that needs it; the refusal is kept in the arena's events.
+/// act that needs it.
 [[nodiscard]] Result<protocol::ControlClient> need_agent(const Context& context,
                                                          std::string_view wanted);
 
@@ -32,8 +32,9 @@ namespace holdfast::command {
 /// Whether the agent, by its health, serves this arena.
 [[nodiscard]] bool serves(const Json& health, const std::string& arena_uuid);
 
-/// Remembers a refusal of this command in the arena's events: through the agent, or by itself where
-/// no agent holds the arena. Best effort: the refusal stands whether or not it could be kept.
-void remember(const Context& context, const std::string& arena_path, const Error& error);
+/// Keeps the refusal that ends this run (exit 3 to 6) in the events of the arena that the run
+/// looked at, unless the agent gave it and so has kept it. Best effort: the refusal stands whether
+/// or not it could be kept, and a note says why it could not. Other errors are left alone.
+void keep_refusal(const Context& context, const Error& error);
 
 }  // namespace holdfast::command

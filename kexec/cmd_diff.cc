@@ -131,6 +131,7 @@ void add_diff(CLI::App& app, Context& context) {
   command->add_option("B", options->after, "newer generation (default: the current one)");
   command->add_flag("--summary", options->summary, "only how many, not which");
   add_arena_option(*command, context);
+  add_socket_option(*command, context);
   add_json_option(*command, context);
   command->footer(R"(Examples:
   holdfast diff                the current generation against the one before

@@ -88,6 +88,7 @@ void add_init(CLI::App& app, Context& context) {
   command->add_flag("--force", options->force,
                     "overwrite an arena that is there (never a frozen one)");
   add_arena_option(*command, context);
+  add_socket_option(*command, context);
   add_json_option(*command, context);
   command->footer(R"(Examples:
   holdfast init --for-mappings 65535 /var/lib/holdfast/arena

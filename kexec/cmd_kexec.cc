@@ -24,6 +24,7 @@ void add_check(CLI::App& parent, Context& context) {
   command->add_option("IMAGE", options->image, "the next kernel's bzImage")->required();
   add_image_options(*command, *options);
   add_arena_option(*command, context);
+  add_socket_option(*command, context);
   add_json_option(*command, context);
   command->footer(R"(Example:
   holdfast kexec check /boot/vmlinuz-6.1.0-50-amd64 --reuse-cmdline

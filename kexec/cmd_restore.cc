@@ -25,6 +25,7 @@ struct Options {
   std::string only;
   bool allow_weaker = false;
   bool dry_run = false;
+  bool token = false;
   std::string name;
 };
 
@@ -53,7 +54,28 @@ void print_plan(Context& context, const Json& plan) {
     Context::print(plan_text(plan));
 }
 
+// A question with an answer, not a refusal: it is restore that refuses, and keeps that.
+Result<Exit> run_token(Context& context) {
+  HOLDFAST_TRY_ASSIGN(const std::string path, context.arena_path());
+  auto turn = token_offline(context, path);
+  if (!turn && turn.error().exit != Exit::kRefused)
+    return pass(std::move(turn).error(), "plan --token");
+  if (context.json) {
+    Json document = json_document("token");
+    document["path"] = path;
+    document["holds"] = turn.has_value();
+    document["resumes"] = turn && *turn == restore::Turn::kResume;
+    document["refusal"] = turn ? Json() : to_json(turn.error());
+    context.print_document(document);
+  } else {
+    Context::print(turn ? "this boot may restore the frozen generation\n"
+                        : turn.error().message() + "\n");
+  }
+  return turn ? Exit::kDone : Exit::kRefused;
+}
+
 Result<Exit> run_plan(Context& context, const Options& options) {
+  if (options.token) return run_token(context);
   HOLDFAST_TRY_ASSIGN(Json arguments, arguments_of(options));
   HOLDFAST_TRY_ASSIGN(auto agent, find_agent(context));
   Json plan;
@@ -84,8 +106,10 @@ Result<Exit> run_restore(Context& context, const Options& options) {
     context.print_document(*answer);
   else
     Context::print(restore_report_text(*answer));
-  if (auto error = error_in(*answer, "error"))
+  if (auto error = error_in(*answer, "error")) {
+    context.agent_refused(*error);
     return std::unexpected(std::move(*error).in("restore"));
+  }
   return Exit::kDone;
 }
 
@@ -124,9 +148,12 @@ void add_plan(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand(
       "plan", "what restore would do here, step by step, and why nothing better is possible");
   add_plan_options(*command, context, *options);
+  command->add_flag("--token", options->token,
+                    "only whether this boot may restore at all: exit 0, or 5 and why not");
   command->footer(R"(Examples:
   holdfast plan
   holdfast plan --policy adopt-or-remap --only vm0 --json
+  holdfast plan --token
 Changes nothing and opens no device. A plan that would be refused is printed and ends with the
 status of that refusal; whether this boot may restore at all (the boot token) is printed with it.)");
   command->callback([&context, options] {

@@ -129,6 +129,7 @@ void add_verify(CLI::App& app, Context& context) {
   command->add_option("--generation", options->generation,
                       "only what this generation uses (default: everything)");
   add_arena_option(*command, context);
+  add_socket_option(*command, context);
   add_json_option(*command, context);
   command->footer(R"(Examples:
   holdfast verify                               the configured arena

@@ -65,6 +65,40 @@ Result<Config> Context::config() const {
 }
 
 Result<std::string> Context::arena_path(const std::string& given) const {
+  HOLDFAST_TRY_ASSIGN(std::string path, find_arena_path(given));
+  const std::lock_guard guard(trace_->lock);
+  if (trace_->arena.empty()) trace_->arena = path;
+  return path;
+}
+
+std::string Context::arena_looked_at() const {
+  const std::lock_guard guard(trace_->lock);
+  return trace_->arena;
+}
+
+void Context::agent_asked() const {
+  const std::lock_guard guard(trace_->lock);
+  trace_->agent = true;
+}
+
+bool Context::was_agent_asked() const {
+  const std::lock_guard guard(trace_->lock);
+  return trace_->agent;
+}
+
+void Context::agent_refused(const Error& error) const {
+  const std::lock_guard guard(trace_->lock);
+  trace_->from_agent.push_back(error);
+}
+
+bool Context::agent_has(const Error& error) const {
+  const std::lock_guard guard(trace_->lock);
+  return std::any_of(trace_->from_agent.begin(), trace_->from_agent.end(), [&](const Error& given) {
+    return given.code == error.code && given.object == error.object && given.cause == error.cause;
+  });
+}
+
+Result<std::string> Context::find_arena_path(const std::string& given) const {
   if (!given.empty()) return given;
   if (std::string path = named_arena(); !path.empty()) return path;
   HOLDFAST_TRY_ASSIGN(const Config settings, config());

@@ -5,9 +5,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -40,6 +43,8 @@ class Context {
   /// The arena: `given` (a positional PATH), --arena, HOLDFAST_ARENA, holdfast.conf, then the one
   /// that holdfast.arena= on the kernel command line names. Exit 2 where none says.
   [[nodiscard]] Result<std::string> arena_path(const std::string& given = {}) const;
+  /// The arena that arena_path() gave first in this run; empty: none was asked for.
+  [[nodiscard]] std::string arena_looked_at() const;
   /// What this run names: --arena, HOLDFAST_ARENA; empty: it does not.
   [[nodiscard]] std::string named_arena() const;
   /// --socket, HOLDFAST_SOCKET, holdfast.conf, /run/holdfast/agent.sock.
@@ -57,13 +62,30 @@ class Context {
   /// The error on stderr and, with --json and no document so far, as a document on stdout.
   [[nodiscard]] int report(const Error& error);
 
+  /// This run is about the agent's arena, whether or not one is named.
+  void agent_asked() const;
+  [[nodiscard]] bool was_agent_asked() const;
+  /// An error that the agent gave is one that the agent has kept.
+  void agent_refused(const Error& error) const;
+  [[nodiscard]] bool agent_has(const Error& error) const;
+
   /// For calls that take a while: prints "WHAT 42 %" on a terminal's stderr once a second has
   /// passed; silent elsewhere.
   [[nodiscard]] std::function<void(uint64_t done, uint64_t total)> progress(std::string what) const;
 
  private:
+  [[nodiscard]] Result<std::string> find_arena_path(const std::string& given) const;
+
   Host host_;
   bool printed_ = false;
+  /// What the run did, for keeping its refusal. A mount looks for its arena on several threads.
+  struct Trace {
+    std::mutex lock;
+    std::string arena;
+    bool agent = false;
+    std::vector<Error> from_agent;
+  };
+  std::unique_ptr<Trace> trace_ = std::make_unique<Trace>();
 };
 
 /// The path among the configured one, /var/lib/holdfast/arena, /dev/pmem* and /dev/dax* whose

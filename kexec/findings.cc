@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "kexec/text.h"
 
 namespace holdfast::command {
@@ -43,12 +45,18 @@ std::string text_of(const std::vector<Finding>& findings) {
 
 Result<void> verdict(const std::vector<Finding>& findings, std::string_view code,
                      std::string_view object) {
-  // The remedies stand in the table that the caller prints.
-  std::vector<std::string> names;
-  for (const auto& finding : findings)
-    if (finding.needed && finding.status == Status::kMissing) names.push_back(finding.name);
+  // The table that the caller prints has the remedies too; an event has no table.
+  std::vector<std::string> names, remedies;
+  for (const auto& finding : findings) {
+    if (!finding.needed || finding.status != Status::kMissing) continue;
+    names.push_back(finding.name);
+    if (!finding.remedy.empty() &&
+        std::find(remedies.begin(), remedies.end(), finding.remedy) == remedies.end())
+      remedies.push_back(finding.remedy);
+  }
   if (names.empty()) return {};
-  return refuse(Exit::kUnsupported, code, object, "needed and missing: " + joined(names, ", "));
+  return refuse(Exit::kUnsupported, code, object, "needed and missing: " + joined(names, ", "),
+                joined(remedies, "; "));
 }
 
 }  // namespace holdfast::command

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <iterator>
 
+#include "kexec/agent_call.h"
 #include "kexec/agent_process.h"
 #include "kexec/context.h"
 
@@ -74,6 +75,7 @@ int main(int argc, char** argv) {
   };
   if (auto result = run(); !result) {
     fmt::print(stderr, "holdfastd: {}\n", result.error().message());
+    holdfast::command::keep_refusal(context, result.error());
     return static_cast<int>(result.error().exit);
   }
   return 0;

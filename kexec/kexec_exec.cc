@@ -111,11 +111,7 @@ Result<Exit> run_kexec_exec(Context& context, const ExecOptions& options) {
   auto reader = arena::Reader::open(path);
   if (!reader) return pass(std::move(reader).error(), "kexec exec");
   auto record = check_all(context, *reader);
-  if (!record) {
-    Error error = std::move(record).error().in("kexec exec");
-    if (!options.print_only) remember(context, path, error);
-    return std::unexpected(std::move(error));
-  }
+  if (!record) return pass(std::move(record).error(), "kexec exec");
   const bool through_systemd = context.host().systemd_running() && !options.direct;
   const std::vector<std::string> arguments = through_systemd
                                                  ? std::vector<std::string>{"systemctl", "kexec"}

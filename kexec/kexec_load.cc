@@ -185,11 +185,7 @@ Result<NextCommandLine> compose(const Context& context, const LoadOptions& optio
 Result<Exit> run_kexec_load(Context& context, const LoadOptions& options) {
   HOLDFAST_TRY_ASSIGN(const std::string path, context.arena_path());
   auto prepared = prepare(context, options, path);
-  if (!prepared) {
-    Error error = std::move(prepared).error().in("kexec load");
-    if (!options.print_only && !error.code.empty()) remember(context, path, error);
-    return std::unexpected(std::move(error));
-  }
+  if (!prepared) return pass(std::move(prepared).error(), "kexec load");
   auto& [image, next, record] = *prepared;
   if (options.print_only) {
     Context::print(shown(load_arguments(options, image.path, next.line, LoadCall::kFile)) + "\n");

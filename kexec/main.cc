@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "kexec/agent_call.h"
 #include "kexec/commands.h"
 #include "kexec/context.h"
 
@@ -64,6 +65,7 @@ int main(int argc, char** argv) {
   }
   const auto result = context.action();
   const int status = result ? static_cast<int>(*result) : context.report(result.error());
+  if (!result) keep_refusal(context, result.error());
   if (std::fflush(stdout) != 0 && status == 0) {
     std::perror("holdfast: standard output");
     return static_cast<int>(Exit::kFailed);

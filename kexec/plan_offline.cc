@@ -21,6 +21,14 @@ bool simulated(const Manifest& manifest) {
 
 }  // namespace
 
+Result<restore::Turn> token_offline(const Context& context, const std::string& path) {
+  HOLDFAST_TRY_ASSIGN(const restore::BootFacts facts,
+                      restore::read_boot_facts(context.host().path("/proc")));
+  HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(path));
+  HOLDFAST_TRY_ASSIGN(const restore::ArenaFacts said, restore::read_arena_facts(reader));
+  return restore::check_token(said, facts);
+}
+
 Result<Json> plan_offline(const Context& context, const PlanRequest& request) {
   HOLDFAST_TRY_ASSIGN(const std::string path, context.arena_path());
   HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(path));

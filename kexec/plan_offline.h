@@ -7,6 +7,7 @@
 #include "kexec/context.h"
 #include "persist/base/result.h"
 #include "persist/model/json.h"
+#include "restore/token.h"
 
 namespace holdfast::command {
 
@@ -20,5 +21,9 @@ struct PlanRequest {
 /// restore in this boot would meet, or null; the plan is made either way. Simulated containers need
 /// the agent of their machine: exit 5, HF-NO-AGENT.
 [[nodiscard]] Result<Json> plan_offline(const Context& context, const PlanRequest& request);
+
+/// Whether the boot token holds for what is frozen in the arena at `path`: exit 5 where it does
+/// not. Needs no agent.
+[[nodiscard]] Result<restore::Turn> token_offline(const Context& context, const std::string& path);
 
 }  // namespace holdfast::command

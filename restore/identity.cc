@@ -136,9 +136,10 @@ std::vector<Error> compare_device(const Device& recorded, const Device* now,
   Error error =
       verification("HF-DEVICE-DIFFERS", object,
                    fmt::format("is not the device that was recorded: {}", differences.names()),
-                   recorded.driver != now->driver
-                       ? fmt::format("bind it to {} and run the restore again", recorded.driver)
-                       : "to look closer: holdfast show");
+                   recorded.driver == now->driver ? "to look closer: holdfast show"
+                   : recorded.driver.empty()
+                       ? fmt::format("unbind it from {} and run the restore again", now->driver)
+                       : fmt::format("bind it to {} and run the restore again", recorded.driver));
   error.details = differences.take();
   out.push_back(std::move(error));
   return out;

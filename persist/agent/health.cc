@@ -41,16 +41,7 @@ void Server::Impl::load_events() {
 }
 
 void Server::Impl::remember(const Error& error, uint32_t uid) {
-  Event event;
-  event.exit = static_cast<uint32_t>(error.exit);
-  event.code = error.code;
-  event.object = error.object;
-  event.cause = error.cause;
-  for (auto it = error.context.rbegin(); it != error.context.rend(); ++it)
-    event.object = *it + ": " + event.object;
-  for (const auto& line : error.details) event.cause += "; " + line;
-  event.remedy = error.remedy;
-  remember(std::move(event), uid);
+  remember(event_of(error), uid);
 }
 
 void Server::Impl::remember(Event event, uint32_t uid) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "persist/base/hash.h"
+#include "persist/base/result.h"
 #include "persist/base/uuid.h"
 #include "persist/model/container.h"
 #include "persist/model/region.h"
@@ -70,5 +71,9 @@ struct Event {
   std::string object, cause, remedy;
   bool operator==(const Event&) const = default;
 };
+
+/// The event that an error becomes, now: what was being done stands before the object (as in
+/// Error::message()), the details after the cause.
+[[nodiscard]] Event event_of(const Error& error);
 
 }  // namespace holdfast

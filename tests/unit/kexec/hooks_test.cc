@@ -87,6 +87,7 @@ TEST_F(Hooks, PostBootRunsVerifyPlanRestoreInThatOrder) {
   EXPECT_EQ(said.status, 0) << said.err;
   EXPECT_EQ(asked(),
             "show --state arena=/arena/of/the/test\n"
+            "plan --token arena=/arena/of/the/test\n"
             "verify arena=/arena/of/the/test\n"
             "plan --policy adopt-or-remap arena=/arena/of/the/test\n"
             "restore --policy adopt-or-remap arena=/arena/of/the/test\n");
@@ -115,6 +116,23 @@ TEST_F(Hooks, PostBootOnAColdBootOverAFrozenArenaReportsTheRefusalOnce) {
   EXPECT_EQ(asked(), "show --state arena=/arena/of/the/test\nrestore arena=/arena/of/the/test\n");
 }
 
+TEST_F(Hooks, PostBootInABootThatMayNotRestoreShowsTheRefusalAndNothingElse) {
+  boot(std::string(kKexeced) + " elfcorehdr=0x2000000");
+  holdfast_answers(
+      "show) echo frozen ;;\n"
+      "plan) echo noise; echo noise >&2; exit 5 ;;\n"
+      "verify) echo noise ;;\n"
+      "restore) echo 'a crash kernel' >&2; exit 5 ;;");
+  const Said said = hook("post-boot");
+  EXPECT_EQ(said.status, 5);
+  EXPECT_EQ(said.out, "");
+  EXPECT_THAT(said.err, ::testing::StartsWith("a crash kernel\npost-boot: refused (status 5)"));
+  EXPECT_EQ(asked(),
+            "show --state arena=/arena/of/the/test\n"
+            "plan --token arena=/arena/of/the/test\n"
+            "restore arena=/arena/of/the/test\n");
+}
+
 TEST_F(Hooks, PostBootPassesOnWhatRestoreSays) {
   boot(kKexeced);
   for (const int status : {1, 3, 4, 5, 6}) {
@@ -125,7 +143,8 @@ TEST_F(Hooks, PostBootPassesOnWhatRestoreSays) {
 
 TEST_F(Hooks, PostBootGoesOnToTheRefusalThatThePlanForetold) {
   boot(kKexeced);
-  holdfast_answers("show) echo frozen ;;\nplan) exit 4 ;;\nrestore) exit 4 ;;");
+  holdfast_answers(
+      "show) echo frozen ;;\nplan) [ \"$2\" = --token ] || exit 4 ;;\nrestore) exit 4 ;;");
   EXPECT_EQ(hook("post-boot").status, 4);
   EXPECT_THAT(asked(), HasSubstr("restore"));
 }
