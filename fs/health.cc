@@ -3,11 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "fs/live.h"
 #include "fs/texts.h"
 #include "persist/pagetable/compare.h"
-#include "persist/pagetable/walk.h"
+#include "persist/pagetable/kept.h"
 
 namespace holdfast::fs {
 namespace {
@@ -25,40 +26,53 @@ std::string size_text(uint64_t bytes) {
   return fmt::format("{} bytes", bytes);
 }
 
-pagetable::PageSource kept_pages(const GenerationSource& source, size_t container) {
-  const auto pages = source.table_pages(container);
-  return [&source, container, pages](uint64_t physical) -> Result<const std::byte*> {
-    const auto it = std::ranges::lower_bound(pages, physical, {}, &TablePage::physical);
-    const auto object = fmt::format("page-table page {:#x}", physical);
-    if (it == pages.end() || it->physical != physical)
-      return refuse(Exit::kVerification, "HF-TABLES-KEPT", object,
-                    "the tables point to it, but it was not kept");
-    const auto bytes = source.table_page(container, static_cast<uint64_t>(it - pages.begin()));
-    if (bytes.size() != pagetable::kTableBytes)
-      return refuse(Exit::kVerification, "HF-TABLES-KEPT", object, "is not a whole page");
-    return bytes.data();
-  };
-}
+/// The mappings of a container, a batch at a time.
+struct Batches {
+  const GenerationSource& source;
+  size_t container;
+  uint64_t count;
+  uint64_t first = 0;
+  std::vector<Mapping> batch{};
+  std::optional<Error> problem{};  ///< why it ended early
 
-Result<pagetable::Comparison> compare_one(const GenerationSource& source, size_t container) {
-  const ContainerRecord& record = source.manifest().containers[container];
-  HOLDFAST_TRY_ASSIGN(const auto leaves,
-                      pagetable::read_ranges({record.table_root, record.table_levels},
-                                             kept_pages(source, container)));
-  const auto places = pagetable::places(source.manifest().regions);
-  pagetable::Comparer comparer(places, leaves);
-  std::vector<Mapping> batch;
-  batch.reserve(kBatch);
-  HOLDFAST_TRY_ASSIGN(const uint64_t count, source.mapping_count(container));
-  for (uint64_t first = 0; first < count; first += kBatch) {
+  std::span<const Mapping> next() {
     batch.clear();
-    HOLDFAST_TRY(source.mappings(container, first, kBatch, [&](const Mapping& mapping) {
+    if (first >= count) return {};
+    auto read = source.mappings(container, first, kBatch, [this](const Mapping& mapping) {
       batch.push_back(mapping);
       return batch.size() < kBatch;
-    }));
-    HOLDFAST_TRY(comparer.add(batch));
+    });
+    if (!read) {
+      problem = std::move(read).error();
+      return {};
+    }
+    first += kBatch;
+    return batch;
   }
-  return comparer.finish();
+};
+
+/// Every domain of the container against its mappings; `leaves` counts over all of them.
+Result<pagetable::Comparison> compare_one(const GenerationSource& source, size_t container) {
+  const ContainerRecord& record = source.manifest().containers[container];
+  const auto places = pagetable::places(source.manifest().regions);
+  HOLDFAST_TRY_ASSIGN(const uint64_t count, source.mapping_count(container));
+  pagetable::KeptTables tables({record.table_root, record.table_levels},
+                               source.table_pages(container),
+                               [&](uint64_t page) { return source.table_page(container, page); });
+  uint64_t leaves = 0;
+  while (const auto root = tables.next()) {
+    Batches batches{source, container, count};
+    pagetable::Comparer comparer(places, [&batches] { return batches.next(); });
+    auto walked = tables.walk(*root, comparer);
+    if (!walked) return std::unexpected(std::move(walked).error());
+    auto compared = comparer.finish();
+    if (batches.problem) return std::unexpected(*std::move(batches.problem));
+    if (!compared) return compared;
+    leaves = compared->leaves += leaves;
+    if (!compared->equal() || tables.unreached() == 0) return compared;
+  }
+  return refuse(Exit::kVerification, "HF-TABLES-KEPT", "container " + record.container.name,
+                fmt::format("{} kept page-table pages are not reachable", tables.unreached()));
 }
 
 }  // namespace

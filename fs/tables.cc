@@ -58,6 +58,14 @@ class TableIndex::Builder {
         visited_(pages_.size()),
         out_(out) {}
 
+  /// The other domains of the container, in the order of pagetable::KeptTables.
+  void walk_others() {
+    for (uint32_t level = 5; level >= 3; --level)
+      for (uint32_t page = 0; page < pages_.size(); ++page)
+        if (!visited_[page] && pages_[page].level == level && pages_[page].iova == 0)
+          walk(page, level, 0, kAccessMask);
+  }
+
   void walk(uint32_t page, uint32_t level, uint64_t iova, uint8_t access) {
     visited_[page] = true;
     const auto bytes = source_.table_page(container_, page);
@@ -122,7 +130,9 @@ TableIndex TableIndex::build(const GenerationSource& source, size_t container) {
   const auto& record = source.manifest().containers[container];
   const auto root = find_page(source.table_pages(container), record.table_root);
   if (!root || record.table_levels < 3 || record.table_levels > 5) return out;
-  Builder(source, container, out).walk(*root, record.table_levels, 0, kAccessMask);
+  Builder builder(source, container, out);
+  builder.walk(*root, record.table_levels, 0, kAccessMask);
+  builder.walk_others();
   if (!out.stretches_.empty() && out.stretches_.back().first_line == out.walk_lines_)
     out.stretches_.pop_back();
   out.stretches_.shrink_to_fit();

@@ -3,65 +3,62 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
 
 #include "persist/pagetable/capture.h"
 #include "persist/pagetable/compare.h"
-#include "persist/pagetable/walk.h"
+#include "persist/pagetable/kept.h"
 #include "restore/verify.h"
 
 namespace holdfast::restore {
 namespace {
 
+using pagetable::KeptTables;
 using pagetable::LeafRange;
 
 std::string container_object(const ContainerRecord& record) {
   return fmt::format("container {}", record.container.name);
 }
 
-/// Kept pages by physical address. The arena sorts them.
-pagetable::PageSource kept_source(const arena::GenerationView& view, uint32_t container) {
-  const auto pages = view.table_pages(container);
-  return [&view, container, pages](uint64_t physical) -> Result<const std::byte*> {
-    const auto it =
-        std::lower_bound(pages.begin(), pages.end(), physical,
-                         [](const TablePage& page, uint64_t at) { return page.physical < at; });
-    const auto missing = [&](std::string_view cause) {
-      return refuse(Exit::kVerification, "HF-TABLES-KEPT",
-                    fmt::format("page-table page {:#x}", physical), cause);
-    };
-    if (it == pages.end() || it->physical != physical)
-      return missing("the tables point to it, but it was not kept");
-    const auto bytes = view.table_page(container, static_cast<uint64_t>(it - pages.begin()));
-    if (bytes.size() != pagetable::kTableBytes) return missing("is not a whole page in the arena");
-    return bytes.data();
-  };
+std::string root_text(const pagetable::Root& root) {
+  return fmt::format("{:#x} ({} levels)", root.physical, root.levels);
 }
 
-/// Notes every live page that is not the page that was kept, while it collects the leaves.
-class LiveWalk : public pagetable::RangeCollector {
+bool same(const pagetable::Root& a, const pagetable::Root& b) {
+  return a.physical == b.physical && a.levels == b.levels;
+}
+
+/// Compares the live tables of one domain with the record while it notes every live page that is
+/// not the page that was kept.
+class LiveWalk : public pagetable::Visitor {
  public:
-  explicit LiveWalk(std::span<const TablePage> kept) : kept_(kept), seen_(kept.size(), false) {}
+  /// `domain`: the walk of `tables` that reached the domain's pages, from 1.
+  LiveWalk(std::span<const TablePage> kept, const KeptTables& tables, uint32_t domain,
+           pagetable::LeafSink& comparer)
+      : kept_(kept), tables_(tables), domain_(domain), comparer_(comparer), seen_(kept.size()) {}
 
   Result<const std::byte*> table(const pagetable::TableVisit& visit) override {
-    const auto it =
-        std::lower_bound(kept_.begin(), kept_.end(), visit.physical,
-                         [](const TablePage& page, uint64_t at) { return page.physical < at; });
-    const auto where =
-        fmt::format("page {:#x} (level {}, iova {:#x})", visit.physical, visit.level, visit.iova);
-    if (it == kept_.end() || it->physical != visit.physical) {
-      note(where + ": live, but it was not kept");
+    if (next_ == kept_.size() || kept_[next_].physical != visit.physical)
+      next_ = pagetable::find_page(kept_, visit.physical);
+    const auto where = [&visit] {
+      return fmt::format("page {:#x} (level {}, iova {:#x})", visit.physical, visit.level,
+                         visit.iova);
+    };
+    if (next_ == kept_.size() || tables_.domain_of(next_) != domain_) {
+      note(where() + ": live, but it was not kept");
       return visit.bytes;
     }
-    seen_[static_cast<size_t>(it - kept_.begin())] = true;
+    const size_t index = next_++;
+    seen_[index] = true;
     const Hash128 live = pagetable::masked_checksum(visit.bytes);
-    if (live != it->checksum)
-      note(fmt::format("{}: kept {}, live {}", where, it->checksum.hex(), live.hex()));
+    if (live != kept_[index].checksum)
+      note(fmt::format("{}: kept {}, live {}", where(), kept_[index].checksum.hex(), live.hex()));
     return visit.bytes;
   }
+  Result<void> leaves(std::span<const LeafRange> runs) override { return comparer_.leaves(runs); }
+
   void note_unseen() {
     for (size_t i = 0; i < kept_.size(); ++i)
-      if (!seen_[i])
+      if (!seen_[i] && tables_.domain_of(i) == domain_)
         note(fmt::format("page {:#x} (level {}, iova {:#x}): kept, but it is no live table",
                          kept_[i].physical, kept_[i].level, kept_[i].iova));
   }
@@ -74,73 +71,124 @@ class LiveWalk : public pagetable::RangeCollector {
   }
   static constexpr uint64_t kListed = 8;
   std::span<const TablePage> kept_;
+  const KeptTables& tables_;
+  uint32_t domain_;
+  pagetable::LeafSink& comparer_;
   std::vector<bool> seen_;
   std::vector<std::string> lines_;
   uint64_t total_ = 0;
+  size_t next_ = 0;
 };
 
-Result<void> compare_leaves(const Manifest& manifest, const ContainerRecord& record,
-                            const arena::MappingTable& mappings,
-                            std::span<const LeafRange> leaves) {
-  const auto places = pagetable::places(manifest.regions);
-  pagetable::Comparer comparer(places, leaves);
-  Result<void> outcome;
-  mappings.for_each_run([&](std::span<const Mapping> run) {
-    if (outcome) outcome = comparer.add(run);
-  });
-  if (!outcome) return outcome;
-  const auto comparison = comparer.finish();
-  if (!comparison.equal())
-    return std::unexpected(pagetable::differs(comparison, record.container.name));
-  if (comparison.unlocated_bytes != 0)
-    return refuse(Exit::kVerification, "HF-TABLES-KEPT", container_object(record),
-                  fmt::format("{:#x} mapped bytes lie in memory whose physical address is not "
-                              "recorded: the tables prove nothing about them",
-                              comparison.unlocated_bytes));
-  return {};
+/// One container's tables and what they are held against.
+struct Tables {
+  const arena::GenerationView& view;
+  const ContainerRecord& record;
+  ContainerFindings& findings;
+  std::vector<pagetable::RegionPlace> places = pagetable::places(view.manifest().regions);
+  std::span<const TablePage> pages = view.table_pages(record.container.id);
+  KeptTables tables{{record.table_root, record.table_levels}, pages, [this](uint64_t index) {
+                      return view.table_page(record.container.id, index);
+                    }};
+  std::vector<pagetable::Root> roots{};  ///< of the kept domains, in the order of their walks
+
+  [[nodiscard]] pagetable::Comparer comparer() const { return {places, findings.mappings.runs()}; }
+
+  [[nodiscard]] Result<void> judge(pagetable::Comparer& comparer) const {
+    HOLDFAST_TRY_ASSIGN(const auto comparison, comparer.finish());
+    if (!comparison.equal())
+      return std::unexpected(pagetable::differs(comparison, record.container.name));
+    if (comparison.unlocated_bytes != 0)
+      return refuse(Exit::kVerification, "HF-TABLES-KEPT", container_object(record),
+                    fmt::format("{:#x} mapped bytes lie in memory whose physical address is not "
+                                "recorded: the tables prove nothing about them",
+                                comparison.unlocated_bytes));
+    return {};
+  }
+};
+
+/// What was kept: every domain says exactly what the mappings say, and there is nothing beside.
+Result<void> compare_kept(Tables& evidence) {
+  ContainerFindings& findings = evidence.findings;
+  const std::string object = container_object(evidence.record);
+  while (const auto root = evidence.tables.next()) {
+    evidence.roots.push_back(*root);
+    auto comparer = evidence.comparer();
+    auto stats = evidence.tables.walk(*root, comparer);
+    if (!stats) return std::unexpected(std::move(stats).error().in(object + ": kept page tables"));
+    findings.table_pages += stats->table_pages;
+    findings.leaves += stats->leaves;
+    HOLDFAST_TRY(evidence.judge(comparer));
+  }
+  if (evidence.tables.unreached() == 0) return {};
+  return refuse(Exit::kVerification, "HF-TABLES-KEPT", object,
+                fmt::format("{} page-table pages were kept, {} are reachable",
+                            evidence.pages.size(), findings.table_pages));
+}
+
+/// The live tables of one device's domain against those that were kept.
+Result<void> compare_domain(const Tables& evidence, size_t domain, kernel::TableSource& source,
+                            const std::string& device) {
+  auto comparer = evidence.comparer();
+  LiveWalk live(evidence.pages, evidence.tables, static_cast<uint32_t>(domain + 1), comparer);
+  const pagetable::PageSource pages = [&](uint64_t physical) { return source.page(physical); };
+  HOLDFAST_TRY(pagetable::walk(evidence.roots[domain], pages, {}, live));
+  HOLDFAST_TRY(evidence.judge(comparer));
+  live.note_unseen();
+  if (live.total() == 0) return {};
+  auto error = refuse(
+      Exit::kVerification, "HF-TABLES-CHANGED",
+      fmt::format("{}: device {}", container_object(evidence.record), device),
+      fmt::format("{} of its page-table pages are not the ones that were kept", live.total()),
+      "to look closer: holdfast show; page-tables/ in the mounted view");
+  error.error().details = live.take_lines();
+  return error;
+}
+
+std::unexpected<Error> moved(const Tables& evidence, const std::string& device,
+                             const kernel::TableRoot& root) {
+  std::string recorded;
+  for (const auto& one : evidence.roots)
+    recorded += (recorded.empty() ? "" : ", ") + root_text(one);
+  return refuse(Exit::kVerification, "HF-TABLES-CHANGED",
+                fmt::format("{}: device {}", container_object(evidence.record), device),
+                fmt::format("its tables start at {}, recorded {}",
+                            root_text({root.physical, root.levels}), recorded),
+                "to look closer: holdfast show; page-tables/ in the mounted view");
 }
 
 /// The live tables of every device of the container, each held against what was kept.
-Result<void> compare_live(const arena::GenerationView& view, const ContainerRecord& record,
-                          kernel::Port& port, ContainerFindings& findings,
-                          const std::vector<LeafRange>& kept_leaves) {
-  const auto kept = view.table_pages(record.container.id);
-  for (const auto& device : record.container.devices) {
+Result<void> compare_live(Tables& evidence, kernel::Port& port) {
+  std::vector<bool> met(evidence.roots.size());
+  for (const auto& device : evidence.record.container.devices) {
     auto source = port.inherited_tables(device);
     if (!source) {
-      findings.no_live_tables = source.error().headline();
+      evidence.findings.no_live_tables = source.error().headline();
       return {};
     }
     HOLDFAST_TRY_ASSIGN(const auto roots, (*source)->roots());
     if (roots.empty()) {
-      findings.no_live_tables =
+      evidence.findings.no_live_tables =
           fmt::format("device {}: the kernel inherited no tables", device.bdf);
       return {};
     }
     for (const auto& root : roots) {
-      LiveWalk live(kept);
-      const pagetable::PageSource pages = [&](uint64_t physical) {
-        return (*source)->page(physical);
-      };
-      HOLDFAST_TRY(pagetable::walk({root.physical, root.levels}, pages, {}, live));
-      if (live.ranges() != kept_leaves)
-        HOLDFAST_TRY(compare_leaves(view.manifest(), record, findings.mappings, live.ranges()));
-      live.note_unseen();
-      const bool moved = root.physical != record.table_root || root.levels != record.table_levels;
-      if (!moved && live.total() == 0) continue;
-      auto error = refuse(
-          Exit::kVerification, "HF-TABLES-CHANGED",
-          fmt::format("{}: device {}", container_object(record), device.bdf),
-          moved ? fmt::format("its tables start at {:#x} ({} levels), recorded {:#x} ({} levels)",
-                              root.physical, root.levels, record.table_root, record.table_levels)
-                : fmt::format("{} of its page-table pages are not the ones that were kept",
-                              live.total()),
-          "to look closer: holdfast show; page-tables/ in the mounted view");
-      error.error().details = live.take_lines();
-      return error;
+      const auto it = std::ranges::find_if(evidence.roots, [&](const pagetable::Root& kept) {
+        return same(kept, {root.physical, root.levels});
+      });
+      if (it == evidence.roots.end()) return moved(evidence, device.bdf, root);
+      const auto domain = static_cast<size_t>(it - evidence.roots.begin());
+      if (met[domain]) continue;  // another device of the same domain
+      met[domain] = true;
+      HOLDFAST_TRY(compare_domain(evidence, domain, **source, device.bdf));
     }
   }
-  findings.proof = Proof::kLive;
+  const auto idle = std::ranges::find(met, false);
+  if (idle != met.end())
+    return refuse(Exit::kVerification, "HF-TABLES-CHANGED", container_object(evidence.record),
+                  fmt::format("no device translates with the tables at {} any more",
+                              root_text(evidence.roots[static_cast<size_t>(idle - met.begin())])));
+  evidence.findings.proof = Proof::kLive;
   return {};
 }
 
@@ -158,21 +206,8 @@ void compare_tables(const arena::GenerationView& view, const ContainerRecord& re
     findings.proof = Proof::kDiffers;
     findings.problems.push_back(std::move(error));
   };
-  const uint32_t id = record.container.id;
-  pagetable::RangeCollector kept;
-  auto stats =
-      pagetable::walk({record.table_root, record.table_levels}, kept_source(view, id), {}, kept);
-  if (!stats)
-    return differs(std::move(stats).error().in(container_object(record) + ": kept page tables"));
-  findings.table_pages = stats->table_pages;
-  findings.leaves = stats->leaves;
-  if (stats->table_pages != view.table_pages(id).size())
-    return differs(refuse(Exit::kVerification, "HF-TABLES-KEPT", container_object(record),
-                          fmt::format("{} page-table pages were kept, {} are reachable",
-                                      view.table_pages(id).size(), stats->table_pages))
-                       .error());
-  if (auto same = compare_leaves(view.manifest(), record, findings.mappings, kept.ranges()); !same)
-    return differs(std::move(same).error());
+  Tables evidence{view, record, findings};
+  if (auto kept = compare_kept(evidence); !kept) return differs(std::move(kept).error());
   findings.proof = Proof::kKept;
   if (capabilities.live_update.answer != kernel::Answer::kYes) {
     findings.no_live_tables =
@@ -183,8 +218,7 @@ void compare_tables(const arena::GenerationView& view, const ContainerRecord& re
     findings.no_live_tables = "the container has no device";
     return;
   }
-  if (auto live = compare_live(view, record, port, findings, kept.ranges()); !live)
-    differs(std::move(live).error());
+  if (auto live = compare_live(evidence, port); !live) differs(std::move(live).error());
 }
 
 }  // namespace holdfast::restore

@@ -4,14 +4,15 @@
 //
 //   - decide: the policy against what kernel and containers can do; refuses before anything stops
 //   - capture: page tables, while everything runs
+//   - stage: they are written to the arena, still while everything runs
 //   - quiesce: remap only; every client stops its devices' DMA and says so
 //   - barrier: maps and unmaps answer EBUSY; those under way are waited for
 //   - drain: the last records
 //   - hold: the kernel's own, where it exists
-//   - recapture: tables are read again, changed pages copied
-//   - compare: record and tables, both ways
-//   - seal: Writer::freeze
+//   - compare: tables are read again, changed pages copied, record and tables compared both ways
+//   - seal: Writer::freeze; of the tables only what changed is written
 //
+// An arena that is full gets one checkpoint, which folds its journal away, before freeze refuses.
 // Whatever fails after `quiesce` is taken back: hold, barrier, THAWED.
 
 #include <cstdint>

@@ -4,7 +4,7 @@
 //   server.cc     loop, connections, control requests     recording.cc  rings into the arena
 //   clients.cc    messages of libholdfast clients         owners.cc     death, hold, take, release
 //   verbs.cc      built-in verbs   files_verbs.cc files/  health.cc     health and events
-//   freeze.cc     freeze and thaw
+//   freeze*.cc    freeze and thaw
 // Clients sit in an epoll of their own inside the main one, so that freeze can go on listening to
 // them (QUIESCED, doorbells) while control requests wait.
 
@@ -20,7 +20,6 @@
 #include "persist/agent/registry.h"
 #include "persist/agent/server.h"
 #include "persist/agent/transport.h"
-#include "persist/pagetable/compare.h"
 
 namespace holdfast::agent {
 
@@ -148,9 +147,6 @@ struct Server::Impl {
   Result<void> thaw();
   Result<Json> recheck();
   struct FreezeRun;  ///< one attempt
-  Result<pagetable::Comparison> compare_record(uint32_t container,
-                                               std::span<const pagetable::RegionPlace> places,
-                                               std::span<const pagetable::LeafRange> leaves);
   void hold_all(bool held);
   /// After thaw or discard: what the arena does not know any more is forgotten here too.
   void forget_missing();

@@ -4,7 +4,6 @@
 
 #include "persist/agent/freeze.h"
 #include "persist/agent/server_impl.h"
-#include "persist/pagetable/capture.h"
 #include "persist/pagetable/compare.h"
 
 namespace holdfast::agent {
@@ -43,9 +42,9 @@ Result<Json> Server::Impl::recheck() {
     if (!source) continue;  // evidence is "none": there was nothing to compare at the freeze either
     HOLDFAST_TRY_ASSIGN(const auto roots, (*source)->roots());
     for (const auto& root : roots) {
-      HOLDFAST_TRY_ASSIGN(const auto ranges,
-                          pagetable::read_ranges({root.physical, root.levels}, pages_of(**source)));
-      HOLDFAST_TRY_ASSIGN(const auto comparison, compare_record(id, places, ranges));
+      HOLDFAST_TRY_ASSIGN(const auto comparison,
+                          pagetable::compare_tables({root.physical, root.levels},
+                                                    pages_of(**source), places, writer.runs(id)));
       if (!comparison.equal()) {
         const Error differs = pagetable::differs(comparison, entry.name);
         const std::string why =

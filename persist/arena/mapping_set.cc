@@ -180,6 +180,17 @@ void MappingSet::merge_around(size_t index) {
   chunks_.erase(chunks_.begin() + static_cast<ptrdiff_t>(left) + 1);
 }
 
+MappingRuns MappingSet::runs() const {
+  return [this, i = size_t{0}]() mutable -> std::span<const Mapping> {
+    if (i == chunks_.size()) return {};
+    const Mapping* start = chunks_[i].data;
+    size_t count = chunks_[i].count;
+    for (++i; i < chunks_.size() && chunks_[i].data == start + count; ++i)
+      count += chunks_[i].count;
+    return {start, count};
+  };
+}
+
 MappingSet MappingSet::snapshot() {
   MappingSet copy = *this;
   copy.stamp_ = next_stamp();

@@ -44,6 +44,9 @@ class MappingSet {
   template <typename Each>
   void for_each_run(Each&& each) const;
 
+  /// The same runs, asked for one by one; until the set changes or moves.
+  [[nodiscard]] MappingRuns runs() const;
+
   /// A copy that shares all blocks; both copy a block before they next change it.
   [[nodiscard]] MappingSet snapshot();
   /// `table` holds exactly what `snapshot` (taken from this set) held: chunks unchanged since then

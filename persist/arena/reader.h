@@ -75,6 +75,8 @@ class MappingTable {
                 const std::function<bool(const Mapping&)>& each) const;
   /// Calls `each` with runs of mappings that lie contiguously in memory: the fast way to read all.
   void for_each_run(const std::function<void(std::span<const Mapping>)>& each) const;
+  /// The same runs, asked for one by one; keeps the table alive.
+  [[nodiscard]] MappingRuns runs() const;
   /// The mapping that contains `iova`.
   [[nodiscard]] std::optional<Mapping> find(uint64_t iova) const;
 

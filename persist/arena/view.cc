@@ -106,6 +106,11 @@ void MappingTable::for_each_run(const std::function<void(std::span<const Mapping
   });
 }
 
+MappingRuns MappingTable::runs() const {
+  if (impl_ == nullptr) return [] { return std::span<const Mapping>(); };
+  return [table = impl_, next = impl_->set.runs()] { return next(); };
+}
+
 std::optional<Mapping> MappingTable::find(uint64_t iova) const {
   if (impl_ == nullptr) return std::nullopt;
   return impl_->set.find(iova);

@@ -41,11 +41,13 @@ struct Change {
   Mapping mapping;  ///< for kUnmap iova and size count; it must cover whole mappings
 };
 
-/// Page-table pages of a container, captured for a freeze. `bytes` is what was read;
-/// pages.size() * 4096 bytes, in the order of `pages`.
+/// Page-table pages of a container, captured for a freeze: those of all its domains, each once.
+/// `bytes` is what was read; pages.size() * 4096 bytes, in the order of `pages`.
 struct CapturedTables {
   uint32_t container = 0;
-  uint64_t root = 0;  ///< physical, bytes
+  /// Top table, physical, bytes; of the first domain where there are several. The top tables of the
+  /// others are the pages at IOVA 0 that no page points to (persist/pagetable/kept.h).
+  uint64_t root = 0;
   uint32_t levels = 0;
   uint32_t domain_id = 0;
   std::vector<TablePage> pages;         ///< sorted by physical address
@@ -59,6 +61,16 @@ class CheckpointJob {
   Result<void> run();
   struct Impl;
   explicit CheckpointJob(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+  std::shared_ptr<Impl> impl_;
+};
+
+/// Page-table pages on their way to the medium, ahead of a freeze.
+class StageJob {
+ public:
+  /// Writes and syncs. May run on another thread while the Writer goes on recording.
+  Result<void> run();
+  struct Impl;
+  explicit StageJob(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
   std::shared_ptr<Impl> impl_;
 };
 
@@ -89,6 +101,8 @@ class Writer {
   [[nodiscard]] std::optional<Mapping> find(uint32_t container, uint64_t iova) const;
   /// Every mapping in IOVA order.
   void for_each(uint32_t container, const std::function<bool(const Mapping&)>& each) const;
+  /// Every mapping in IOVA order, run by run; until the next change.
+  [[nodiscard]] MappingRuns runs(uint32_t container) const;
   /// Group commit: everything buffered becomes durable with one write and one sync. All of it or
   /// none is found again. In a full arena it succeeds without being durable, so that no client's
   /// map fails: room().complete is false from then on and freeze refuses, until a checkpoint of the
@@ -114,9 +128,14 @@ class Writer {
   // ----------------------------------------------------------------------------
   Result<void> arm(const std::string& nonce, const std::string& kernel);
   Result<void> disarm();
-  /// Writes page-table pages ahead of freeze(), which then writes only those that changed since.
-  /// Durable; replaced by the next call.
+  /// Writes page-table pages ahead of freeze(), which then writes only those that are new or whose
+  /// TablePage differs (place or checksum: accessed and dirty bits stay as they were staged).
+  /// Takes room from the reserve for tables; HF-ARENA-FULL where there is none, and nothing is
+  /// staged then. Durable; replaced by the next call, let go by unstage_tables() and freeze().
   Result<void> stage_tables(std::span<const CapturedTables> tables);
+  /// The same in three steps, of which run() is the slow one. `bytes` of `tables` outlive it.
+  Result<StageJob> begin_staging(std::span<const CapturedTables> tables);
+  Result<void> finish_staging(StageJob job);
   void unstage_tables();
   /// Seals a generation: journal tail and catalog, one sync; both superblocks, one sync.
   /// `tables` empty: no evidence. Returns the sealed generation.

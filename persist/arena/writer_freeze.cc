@@ -15,20 +15,6 @@ namespace {
 
 constexpr size_t kPagesPerRun = kPageRun / kPageSize;
 
-Result<void> check_captured(const CapturedTables& captured, const std::string& name) {
-  const auto bad = [&](std::string_view cause) { return fail("page tables of " + name, cause); };
-  if (captured.pages.size() != captured.bytes.size())
-    return bad("has another number of pages than of contents");
-  if (captured.levels < 3 || captured.levels > 5) return bad("has an impossible number of levels");
-  for (size_t i = 0; i < captured.pages.size(); ++i) {
-    if (captured.bytes[i] == nullptr || !is_aligned(captured.pages[i].physical, kPageSize))
-      return bad("has a page without contents or alignment");
-    if (i > 0 && captured.pages[i].physical <= captured.pages[i - 1].physical)
-      return bad("has its pages out of order");
-  }
-  return {};
-}
-
 // Collects pages into extents of up to kPageRun.
 class RunOutput {
  public:
@@ -62,35 +48,18 @@ class RunOutput {
 
 }  // namespace
 
-Result<void> Writer::stage_tables(std::span<const CapturedTables> tables) {
-  Impl& w = *impl_;
-  HOLDFAST_TRY(w.usable());
-  unstage_tables();
-  for (const CapturedTables& captured : tables) {
-    HOLDFAST_TRY(check_captured(captured, fmt::format("container {}", captured.container)));
-    std::vector<ExtentRef> runs;
-    RunOutput output(runs, [&](std::span<const std::byte> bytes) -> Result<ExtentRef> {
-      HOLDFAST_TRY_ASSIGN(const ExtentRef ref, w.write_extent(bytes));
-      w.staged.push_back({ref.offset, ref.length});
-      return ref;
-    });
-    const auto base = static_cast<uint32_t>(w.staged_runs.size());
-    for (size_t i = 0; i < captured.pages.size(); ++i) {
-      HOLDFAST_TRY_ASSIGN(const PageLocation at, output.add(captured.bytes[i]));
-      w.staged_pages[{captured.container, captured.pages[i].physical}] = {base + at.run, at.page};
-    }
-    HOLDFAST_TRY(output.flush());
-    for (const ExtentRef& run : runs) w.staged_runs.push_back({captured.container, run});
+Result<void> check_captured(const CapturedTables& captured, const std::string& name) {
+  const auto bad = [&](std::string_view cause) { return fail("page tables of " + name, cause); };
+  if (captured.pages.size() != captured.bytes.size())
+    return bad("has another number of pages than of contents");
+  if (captured.levels < 3 || captured.levels > 5) return bad("has an impossible number of levels");
+  for (size_t i = 0; i < captured.pages.size(); ++i) {
+    if (captured.bytes[i] == nullptr || !is_aligned(captured.pages[i].physical, kPageSize))
+      return bad("has a page without contents or alignment");
+    if (i > 0 && captured.pages[i].physical <= captured.pages[i - 1].physical)
+      return bad("has its pages out of order");
   }
-  return w.medium->sync();
-}
-
-void Writer::unstage_tables() {
-  Impl& w = *impl_;
-  w.staged.clear();
-  w.staged_runs.clear();
-  w.staged_pages.clear();
-  w.free_stale = true;
+  return {};
 }
 
 Result<void> Writer::Impl::write_tables(const CapturedTables& captured, ContainerRecord& record,
@@ -98,24 +67,30 @@ Result<void> Writer::Impl::write_tables(const CapturedTables& captured, Containe
   HOLDFAST_TRY(check_captured(captured, "container " + record.container.name));
   RunOutput output(tables.runs,
                    [this](std::span<const std::byte> bytes) { return write_extent(bytes); });
-  std::map<uint32_t, uint32_t> reused;  // staged run -> index in tables.runs
+  static const StageJob::Impl::Tables kNothing;
+  const StageJob::Impl::Tables* ahead = &kNothing;
+  if (staged && staged->ran)
+    if (const auto it = staged->tables.find(captured.container); it != staged->tables.end())
+      ahead = &it->second;
+  constexpr uint32_t kUnused = ~0u;
+  std::vector<uint32_t> reused(ahead->runs.size(), kUnused);  // staged run -> index in tables.runs
   std::vector<PageLocation> places;
   places.reserve(captured.pages.size());
+  size_t at = 0;  // both lists are sorted by physical address
   for (size_t i = 0; i < captured.pages.size(); ++i) {
-    const auto it = staged_pages.find({captured.container, captured.pages[i].physical});
-    if (it != staged_pages.end()) {
-      const auto [run, page] = it->second;
-      const ExtentRef& ref = staged_runs[run].ref;
-      if (std::memcmp(medium->data() + ref.offset + page * kPageSize, captured.bytes[i],
-                      kPageSize) == 0) {
-        const auto [place, added] = reused.emplace(run, static_cast<uint32_t>(tables.runs.size()));
-        if (added) tables.runs.push_back(ref);
-        places.push_back({place->second, page});
-        continue;
-      }
+    const TablePage& page = captured.pages[i];
+    while (at < ahead->pages.size() && ahead->pages[at].physical < page.physical) ++at;
+    if (at == ahead->pages.size() || ahead->pages[at] != page) {
+      HOLDFAST_TRY_ASSIGN(const PageLocation written, output.add(captured.bytes[i]));
+      places.push_back(written);
+      continue;
     }
-    HOLDFAST_TRY_ASSIGN(const PageLocation at, output.add(captured.bytes[i]));
-    places.push_back(at);
+    uint32_t& run = reused[at / kPagesPerRun];
+    if (run == kUnused) {
+      run = static_cast<uint32_t>(tables.runs.size());
+      tables.runs.push_back(ahead->runs[at / kPagesPerRun].ref);
+    }
+    places.push_back({run, static_cast<uint32_t>(at % kPagesPerRun)});
   }
   HOLDFAST_TRY(output.flush());
   record.table_root = captured.root;

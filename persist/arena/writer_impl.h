@@ -34,6 +34,24 @@ struct CheckpointJob::Impl {
   std::vector<Range> ranges;
 };
 
+struct StageJob::Impl {
+  /// One extent of up to kPageRun.
+  struct Run {
+    std::vector<const std::byte*> pages;
+    uint64_t offset = 0;
+    ExtentRef ref;  ///< the result
+  };
+  /// What one container has staged.
+  struct Tables {
+    std::vector<TablePage> pages;  ///< sorted by physical address, kPageRun of them to a run
+    std::vector<Run> runs;
+  };
+  Medium* medium = nullptr;
+  std::map<uint32_t, Tables> tables;  ///< by container
+  bool ran = false;
+  std::vector<Range> ranges;
+};
+
 struct Writer::Impl {
   std::unique_ptr<Medium> medium;
   Superblock superblock;
@@ -51,14 +69,9 @@ struct Writer::Impl {
   std::map<uint64_t, std::vector<Range>> generation_ranges;
   std::vector<Range> old_chain;  ///< of a chain that the root still names, but is not `journal`
   std::weak_ptr<CheckpointJob::Impl> job;
-  std::vector<Range> staged;  ///< page-table pages written ahead of a freeze
+  /// Page-table pages written, or being written, ahead of a freeze; their space is taken.
+  std::shared_ptr<StageJob::Impl> staged;
   using LiveEntry = LiveState::Entry;
-  struct StagedRun {
-    uint32_t container = 0;
-    ExtentRef ref;
-  };
-  std::vector<StagedRun> staged_runs;
-  std::map<std::pair<uint32_t, uint64_t>, std::pair<uint32_t, uint32_t>> staged_pages;
 
   uint64_t chain_id = 1;       ///< changes whenever `journal` begins anew or ends
   bool lost = false;           ///< the medium misses changes that `live` has
@@ -96,5 +109,8 @@ struct Writer::Impl {
   Result<void> write_tables(const CapturedTables& captured, ContainerRecord& record,
                             ContainerTables& tables);
 };
+
+/// Sorted, aligned, with contents: what both staging and freeze ask of tables.
+Result<void> check_captured(const CapturedTables& captured, const std::string& name);
 
 }  // namespace holdfast::arena

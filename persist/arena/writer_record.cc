@@ -210,6 +210,12 @@ void Writer::for_each(uint32_t container, const std::function<bool(const Mapping
   });
 }
 
+MappingRuns Writer::runs(uint32_t container) const {
+  const auto it = impl_->live.containers.find(container);
+  if (it == impl_->live.containers.end()) return [] { return std::span<const Mapping>(); };
+  return it->second.set.runs();
+}
+
 Result<void> Writer::commit() {
   Impl& w = *impl_;
   HOLDFAST_TRY(w.usable());

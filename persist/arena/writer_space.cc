@@ -27,7 +27,7 @@ void Writer::Impl::rebuild_free_map() {
   for (const GenerationEntry& entry : root.generations) add(generation_ranges[entry.number]);
   add(journal.ranges());
   add(old_chain);
-  add(staged);
+  if (staged) add(staged->ranges);
   if (const auto running = job.lock()) add(running->ranges);
   free_map = FreeMap(kMainStart, superblock.main_length, std::move(used));
   free_stale = false;
@@ -53,7 +53,10 @@ uint64_t Writer::Impl::reserve_bytes() const {
   for (const auto& [id, entry] : live.containers)
     tables += units(entry.set.size() * sizeof(Mapping));
   const uint64_t catalog = (64 << 10) + live.containers.size() * kUnit + live.regions.size() * 512;
-  return tables + 2 * catalog + 3 * kSegmentSize + superblock.table_reserve;
+  uint64_t pages = superblock.table_reserve;
+  if (staged)
+    for (const Range& range : staged->ranges) pages -= std::min(pages, units(range.length));
+  return tables + 2 * catalog + 3 * kSegmentSize + pages;
 }
 
 Result<ExtentRef> Writer::Impl::write_extent(std::span<const std::byte> bytes) {

@@ -3,6 +3,7 @@
 // One mapping, and what makes one valid.
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -30,6 +31,10 @@ struct Mapping {
   [[nodiscard]] uint64_t end() const { return iova + size; }
 };
 static_assert(sizeof(Mapping) == 32 && std::is_trivially_copyable_v<Mapping>);
+
+/// A table of mappings piece by piece, in IOVA order; an empty piece ends it. A piece is valid
+/// until the next call, the whole as long as what it was made from says.
+using MappingRuns = std::function<std::span<const Mapping>()>;
 
 /// "0x80000000-0x80200000 rw guest-ram+0x200000"-like text for errors; region by number.
 [[nodiscard]] std::string describe(const Mapping& mapping);

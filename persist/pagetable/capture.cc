@@ -63,8 +63,9 @@ std::unexpected<Error> no_memory() {
   return fail_errno(ENOMEM, "page-table pages", "keep a copy");
 }
 
-class Copier : public RangeCollector {
+class Copier : public Visitor {
  public:
+  Result<void> leaves(std::span<const LeafRange>) override { return {}; }
   Result<const std::byte*> table(const TableVisit& visit) override {
     std::byte* copy = store.add();
     if (copy == nullptr) return no_memory();
@@ -80,11 +81,11 @@ class Copier : public RangeCollector {
 
 /// Reads each page once, without accessed and dirty bits, into a place of its level; walk and
 /// checksum use that. Only a page that changed is copied as it is.
-class Comparing : public RangeCollector {
+class Comparing : public Visitor {
  public:
-  explicit Comparing(const Capture& before)
-      : RangeCollector(before.ranges.size()),
-        before_(before),
+  Comparing(const Capture& before, LeafSink& leaves)
+      : before_(before),
+        sink_(leaves),
         seen_(before.pages.size()),
         scratch_(std::make_unique<std::array<MaskedPage, 6>>()) {}
 
@@ -113,6 +114,7 @@ class Comparing : public RangeCollector {
     capture.bytes.push_back(copy);
     return copy;
   }
+  Result<void> leaves(std::span<const LeafRange> runs) override { return sink_.leaves(runs); }
 
   Capture capture;
   PageStore store;
@@ -134,6 +136,7 @@ class Comparing : public RangeCollector {
   }
 
   const Capture& before_;
+  LeafSink& sink_;
   std::vector<bool> seen_;
   std::unique_ptr<std::array<MaskedPage, 6>> scratch_;  ///< by level
   size_t next_ = 0;
@@ -185,7 +188,6 @@ Result<Capture> capture(const Root& root, const PageSource& source, const WalkLi
   if (!stats) return std::unexpected(std::move(stats).error());
   Capture out = std::move(copier.capture);
   out.root = root;
-  out.ranges = copier.take();
   out.stats = *stats;
   out.stores.push_back(std::move(copier.store));
   sort_pages(out);
@@ -193,8 +195,8 @@ Result<Capture> capture(const Root& root, const PageSource& source, const WalkLi
 }
 
 Result<Recapture> recapture(Capture before, const Root& root, const PageSource& source,
-                            const WalkLimits& limits) {
-  Comparing comparing(before);
+                            LeafSink& leaves, const WalkLimits& limits) {
+  Comparing comparing(before, leaves);
   comparing.capture.pages.reserve(before.pages.size());
   comparing.capture.bytes.reserve(before.pages.size());
   auto stats = walk(root, source, limits, comparing);
@@ -203,7 +205,6 @@ Result<Recapture> recapture(Capture before, const Root& root, const PageSource& 
   out.gone = before.pages.size() - comparing.matched;
   out.now = std::move(comparing.capture);
   out.now.root = root;
-  out.now.ranges = comparing.take();
   out.now.stats = *stats;
   out.now.stores = std::move(before.stores);
   out.now.stores.push_back(std::move(comparing.store));

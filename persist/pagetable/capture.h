@@ -5,9 +5,10 @@
 // goes on setting accessed and dirty bits.
 //
 //   before the freeze's barrier:  auto before = capture(root, source);
-//   after it:                     auto after = recapture(before, root, source);
+//   after it:                     auto after = recapture(before, root, source, comparer);
 //
-// recapture() reads and checksums every live page again but copies only what has changed.
+// recapture() reads and checksums every live page again but copies only what has changed; the
+// leaves go to `leaves` on the way, from the bytes that were checksummed, and are kept nowhere.
 
 #include <memory>
 #include <span>
@@ -42,7 +43,6 @@ struct Capture {
   Root root;
   std::vector<TablePage> pages;         ///< sorted by physical address
   std::vector<const std::byte*> bytes;  ///< one per page, as read (accessed/dirty bits included)
-  std::vector<LeafRange> ranges;        ///< every leaf, coalesced, in IOVA order
   WalkStats stats;
   std::vector<PageStore> stores;  ///< shared with nobody
 };
@@ -59,8 +59,8 @@ struct Recapture {
 };
 
 /// Reads all live pages again. Takes over `before`, whose copies go on living in the result.
-/// "Changed" ignores accessed and dirty bits.
+/// "Changed" ignores accessed and dirty bits. What `leaves` refuses is passed on.
 Result<Recapture> recapture(Capture before, const Root& root, const PageSource& source,
-                            const WalkLimits& limits = {});
+                            LeafSink& leaves, const WalkLimits& limits = {});
 
 }  // namespace holdfast::pagetable

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "persist/base/checked.h"
 
@@ -67,113 +68,175 @@ std::string_view difference_name(DifferenceKind kind) {
   return "unknown";
 }
 
-Comparer::Comparer(std::span<const RegionPlace> regions, std::span<const LeafRange> leaves,
-                   size_t max_listed)
-    : regions_(regions), leaves_(leaves), max_listed_(max_listed) {
-  for (const LeafRange& leaf : leaves) out_.leaves += leaf.size / leaf.leaf_size();
-}
+Comparer::Comparer(std::span<const RegionPlace> regions, MappingRuns mappings, size_t max_listed)
+    : regions_(regions), mappings_(std::move(mappings)), max_listed_(max_listed) {}
 
-void Comparer::note(Difference difference) {
+void Comparer::note(const Difference& difference) {
   ++out_.total;
   if (out_.differences.size() < max_listed_) out_.differences.push_back(difference);
 }
 
-Result<uint64_t> Comparer::base_of(const Mapping& mapping) {
-  if (place_ >= regions_.size() || regions_[place_].id != mapping.region) {
-    const auto it = std::find_if(regions_.begin(), regions_.end(), [&](const RegionPlace& place) {
-      return place.id == mapping.region;
-    });
-    if (it == regions_.end())
-      return refuse(Exit::kVerification, "HF-MAP-REGION",
-                    fmt::format("mapping {} at iova {:#x}", out_.mappings + 1, mapping.iova),
-                    fmt::format("is in region {}, which the record does not know", mapping.region));
-    place_ = static_cast<size_t>(it - regions_.begin());
-  }
-  return regions_[place_].physical_base;
+uint64_t Comparer::recorded_at(const Mapping& mapping, uint64_t iova) const {
+  if (place_.physical_base == 0) return 0;
+  return place_.physical_base + mapping.region_offset + (iova - mapping.iova);
 }
 
-Result<void> Comparer::add(std::span<const Mapping> mappings) {
-  for (const Mapping& mapping : mappings) HOLDFAST_TRY(add_one(mapping));
+Result<void> Comparer::locate(const Mapping& mapping) {
+  if (place_.id == mapping.region) return {};
+  const auto it = std::ranges::find(regions_, mapping.region, &RegionPlace::id);
+  if (it == regions_.end())
+    return refuse(Exit::kVerification, "HF-MAP-REGION",
+                  fmt::format("mapping {} at iova {:#x}", out_.mappings + 1, mapping.iova),
+                  fmt::format("is in region {}, which the record does not know", mapping.region));
+  place_ = *it;
   return {};
 }
 
-Result<void> Comparer::add_one(const Mapping& mapping) {
-  const auto end = checked_add(mapping.iova, mapping.size);
-  if (mapping.size == 0 || !end || (any_ && mapping.iova < last_.end()))
+/// The first mapping that is not used up, nullptr where there is none.
+Result<const Mapping*> Comparer::current() {
+  if (open_) return &piece_[at_];
+  if (at_ == piece_.size() && !ended_) {
+    piece_ = mappings_();
+    at_ = 0;
+    ended_ = piece_.empty();
+  }
+  if (ended_) return nullptr;
+  const Mapping& mapping = piece_[at_];
+  const bool behind = out_.mappings != 0 && mapping.iova < last_.end();
+  if (mapping.size == 0 || !checked_add(mapping.iova, mapping.size) || behind)
     return refuse(Exit::kVerification, "HF-MAP-ORDER",
                   fmt::format("mapping {} at iova {:#x}", out_.mappings + 1, mapping.iova),
                   "recorded mappings overlap, wrap, are empty or are not in IOVA order");
-  HOLDFAST_TRY_ASSIGN(const uint64_t base, base_of(mapping));
-  const bool located = base != 0;
-  const uint64_t recorded = located ? base + mapping.region_offset : 0;
+  HOLDFAST_TRY(locate(mapping));
+  open_ = true;
+  position_ = mapping.iova;
+  return &mapping;
+}
 
-  unrecorded_until(mapping.iova, &mapping);
-  last_ = mapping;
-  any_ = true;
-  while (position_ < *end) {
-    const bool more = leaf_ < leaves_.size() && leaves_[leaf_].iova < *end;
-    const uint64_t next = more ? std::max(leaves_[leaf_].iova, position_) : *end;
-    if (next > position_) {
-      Difference hole{.kind = DifferenceKind::kNotMapped,
-                      .iova = position_,
-                      .size = next - position_,
-                      .mapping_index = out_.mappings,
-                      .mapping = mapping};
-      hole.recorded_physical = located ? recorded + (position_ - mapping.iova) : 0;
-      note(hole);
-      position_ = next;
-      continue;
-    }
-    const uint64_t to = std::min(leaves_[leaf_].end(), *end);
-    segment(mapping, recorded, located, position_, to);
-    position_ = to;
-    if (position_ == leaves_[leaf_].end()) ++leaf_;
-  }
+void Comparer::close() {
+  last_ = piece_[at_];
+  ++at_;
   ++out_.mappings;
+  open_ = false;
+}
+
+Result<void> Comparer::leaves(std::span<const LeafRange> runs) {
+  if (runs.empty()) return {};
+  if (pending_.size != 0) {
+    if (pending_.continued_by(runs.front())) {
+      pending_.size += runs.front().size;
+      runs = runs.subspan(1);
+      if (runs.empty()) return {};
+    }
+    HOLDFAST_TRY(take(std::span(&pending_, 1)));
+  }
+  pending_ = runs.back();
+  return take(runs.first(runs.size() - 1));
+}
+
+Result<void> Comparer::take(std::span<const LeafRange> runs) {
+  while (!runs.empty()) {
+    HOLDFAST_TRY_ASSIGN(const size_t equal, take_equal(runs));
+    runs = runs.subspan(equal);
+    if (runs.empty()) break;
+    HOLDFAST_TRY(take_one(runs.front()));
+    runs = runs.subspan(1);
+  }
   return {};
 }
 
-/// [from, to) is covered by both `mapping` and the current leaf range.
-void Comparer::segment(const Mapping& mapping, uint64_t recorded, bool located, uint64_t from,
-                       uint64_t to) {
-  const LeafRange& leaf = leaves_[leaf_];
-  Difference d{.kind = DifferenceKind::kAddress,
-               .iova = from,
-               .size = to - from,
-               .table_physical = leaf.physical + (from - leaf.iova),
-               .table_access = leaf.access,
-               .leaf_size = leaf.leaf_size(),
-               .mapping_index = out_.mappings,
-               .mapping = mapping,
-               .recorded_physical = located ? recorded + (from - mapping.iova) : 0};
-  if (located && d.table_physical != d.recorded_physical) {
-    note(d);
-  } else if (leaf.access != mapping.access) {
-    d.kind = DifferenceKind::kPermission;
-    note(d);
-  } else if (located) {
-    out_.agreed_bytes += d.size;
-  } else {
-    out_.unlocated_bytes += d.size;
+/// How many of `runs` are each exactly one mapping, from the current one on: the many small leaves
+/// of memory that lies in pieces. What is equal here needs no check of its own: a leaf is not
+/// empty, does not wrap and lies behind the leaf before it, hence so does its mapping.
+Result<size_t> Comparer::take_equal(std::span<const LeafRange> runs) {
+  HOLDFAST_TRY_ASSIGN(const Mapping* const first, current());
+  if (first == nullptr || position_ != first->iova || place_.physical_base == 0) return 0;
+  const size_t count = std::min(runs.size(), piece_.size() - at_);
+  uint64_t bytes = 0, leaves = 0;
+  size_t i = 0;
+  for (; i < count; ++i) {
+    const LeafRange& leaf = runs[i];
+    const Mapping& mapping = first[i];
+    __builtin_prefetch(&mapping + 128);
+    const uint64_t different = (leaf.iova ^ mapping.iova) | (leaf.size ^ mapping.size) |
+                               (leaf.physical ^ (place_.physical_base + mapping.region_offset)) |
+                               ((uint64_t{leaf.access} << 32 | place_.id) ^
+                                (uint64_t{mapping.access} << 32 | mapping.region));
+    if (different != 0) break;
+    bytes += leaf.size;
+    leaves += leaf.size >> (12 + 9 * (leaf.level - 1));
   }
+  if (i == 0) return 0;
+  at_ += i - 1;
+  out_.mappings += i - 1;
+  close();
+  out_.agreed_bytes += bytes;
+  out_.leaves += leaves;
+  return i;
 }
 
-/// Leaves below `iova` that are not compared yet have no record. `next` begins at `iova`, if there
-/// is another mapping.
-void Comparer::unrecorded_until(uint64_t iova, const Mapping* next) {
-  while (leaf_ < leaves_.size() && leaves_[leaf_].iova < iova) {
-    const LeafRange& leaf = leaves_[leaf_];
-    const uint64_t from = std::max(position_, leaf.iova);
-    const uint64_t to = std::min(leaf.end(), iova);
-    if (from < to) unrecorded(leaf, from, to, to == iova ? next : nullptr);
-    if (leaf.end() > iova) break;
-    ++leaf_;
+Result<void> Comparer::take_one(const LeafRange& leaf) {
+  out_.leaves += leaf.size / leaf.leaf_size();
+  uint64_t at = leaf.iova;
+  while (at < leaf.end()) {
+    HOLDFAST_TRY_ASSIGN(const Mapping* const mapping, current());
+    if (mapping == nullptr || mapping->iova >= leaf.end()) {
+      unrecorded(leaf, at, leaf.end(), nullptr);
+      return {};
+    }
+    hole(*mapping, std::min(at, mapping->end()));
+    if (mapping->end() <= at) {
+      close();
+      continue;
+    }
+    if (mapping->iova > at) {
+      unrecorded(leaf, at, mapping->iova, mapping);
+      at = mapping->iova;
+    }
+    const uint64_t to = std::min(leaf.end(), mapping->end());
+    segment(leaf, *mapping, at, to);
+    at = position_ = to;
+    if (to == mapping->end()) close();
   }
-  position_ = std::max(position_, iova);
+  return {};
 }
 
-/// [from, to) of `leaf` has no record. What shares a leaf with a recorded mapping before or after
-/// it is that leaf reaching beyond its mapping; the rest is simply not recorded.
+/// [from, to) is covered by both `mapping` and `leaf`.
+void Comparer::segment(const LeafRange& leaf, const Mapping& mapping, uint64_t from, uint64_t to) {
+  const uint64_t physical = leaf.physical + (from - leaf.iova);
+  const uint64_t recorded = recorded_at(mapping, from);
+  const bool located = place_.physical_base != 0;
+  const bool moved = located && physical != recorded;
+  if (!moved && leaf.access == mapping.access) {
+    (located ? out_.agreed_bytes : out_.unlocated_bytes) += to - from;
+    return;
+  }
+  note({.kind = moved ? DifferenceKind::kAddress : DifferenceKind::kPermission,
+        .iova = from,
+        .size = to - from,
+        .table_physical = physical,
+        .table_access = leaf.access,
+        .leaf_size = leaf.leaf_size(),
+        .mapping_index = out_.mappings,
+        .mapping = mapping,
+        .recorded_physical = recorded});
+}
+
+/// No leaf translates the open mapping between what is compared and `to`.
+void Comparer::hole(const Mapping& mapping, uint64_t to) {
+  if (position_ >= to) return;
+  note({.kind = DifferenceKind::kNotMapped,
+        .iova = position_,
+        .size = to - position_,
+        .mapping_index = out_.mappings,
+        .mapping = mapping,
+        .recorded_physical = recorded_at(mapping, position_)});
+  position_ = to;
+}
+
+/// [from, to) of `leaf` has no record; `next` begins at `to`, where there is one. What shares a
+/// leaf with a recorded mapping before or after it is that leaf reaching beyond its mapping; the
+/// rest is simply not recorded.
 void Comparer::unrecorded(const LeafRange& leaf, uint64_t from, uint64_t to, const Mapping* next) {
   const auto put = [&](DifferenceKind kind, uint64_t begin, uint64_t end, const Mapping* owner,
                        uint64_t index) {
@@ -199,15 +262,32 @@ void Comparer::unrecorded(const LeafRange& leaf, uint64_t from, uint64_t to, con
   put(DifferenceKind::kLeafBeyond, tail, to, next, out_.mappings);
 }
 
-Comparison Comparer::finish() {
-  unrecorded_until(UINT64_MAX, nullptr);
+Result<Comparison> Comparer::finish() {
+  if (pending_.size != 0) HOLDFAST_TRY(take(std::span(&pending_, 1)));
+  pending_ = {};
+  while (true) {
+    HOLDFAST_TRY_ASSIGN(const Mapping* const mapping, current());
+    if (mapping == nullptr) break;
+    hole(*mapping, mapping->end());
+    close();
+  }
   return std::move(out_);
 }
 
 Result<Comparison> compare(std::span<const Mapping> mappings, std::span<const RegionPlace> regions,
                            std::span<const LeafRange> leaves, size_t max_listed) {
-  Comparer comparer(regions, leaves, max_listed);
-  HOLDFAST_TRY(comparer.add(mappings));
+  Comparer comparer(
+      regions, [mappings]() mutable { return std::exchange(mappings, {}); }, max_listed);
+  HOLDFAST_TRY(comparer.leaves(leaves));
+  return comparer.finish();
+}
+
+Result<Comparison> compare_tables(const Root& root, const PageSource& source,
+                                  std::span<const RegionPlace> regions, MappingRuns mappings,
+                                  const WalkLimits& limits) {
+  Comparer comparer(regions, std::move(mappings));
+  auto stats = walk(root, source, limits, comparer);
+  if (!stats) return std::unexpected(std::move(stats).error());
   return comparer.finish();
 }
 

@@ -59,42 +59,55 @@ struct Comparison {
   [[nodiscard]] bool equal() const { return total == 0; }
 };
 
-/// Takes the mappings in pieces, as an arena hands them out. The spans passed to the constructor
-/// outlive it.
-class Comparer {
+/// Lays both sides beside each other as they come, in memory that does not grow: the leaves are
+/// pushed by a walk, the mappings are pulled. `regions` and what `mappings` was made from outlive
+/// it.
+class Comparer : public Visitor {
  public:
   static constexpr size_t kListed = 16;
-  Comparer(std::span<const RegionPlace> regions, std::span<const LeafRange> leaves,
-           size_t max_listed = kListed);
-  /// The next mappings in IOVA order. HF-MAP-ORDER (exit 3) where they overlap, go backwards, wrap
-  /// or have no size; HF-MAP-REGION (exit 3) where the region is unknown.
-  Result<void> add(std::span<const Mapping> mappings);
-  /// Everything after the last mapping; call once, at the end.
-  Comparison finish();
+  Comparer(std::span<const RegionPlace> regions, MappingRuns mappings, size_t max_listed = kListed);
+  /// The next leaves in IOVA order. HF-MAP-ORDER (exit 3) where mappings overlap, go backwards,
+  /// wrap or have no size; HF-MAP-REGION (exit 3) where the region is unknown.
+  Result<void> leaves(std::span<const LeafRange> runs) override;
+  /// Everything after the last leaf; call once, at the end. Errors as leaves().
+  Result<Comparison> finish();
 
  private:
-  Result<void> add_one(const Mapping& mapping);
-  Result<uint64_t> base_of(const Mapping& mapping);
-  void unrecorded_until(uint64_t iova, const Mapping* next);
-  void segment(const Mapping& mapping, uint64_t recorded, bool located, uint64_t from, uint64_t to);
+  Result<void> take(std::span<const LeafRange> runs);
+  Result<size_t> take_equal(std::span<const LeafRange> runs);
+  Result<void> take_one(const LeafRange& leaf);
+  Result<const Mapping*> current();
+  Result<void> locate(const Mapping& mapping);
+  void close();
+  void segment(const LeafRange& leaf, const Mapping& mapping, uint64_t from, uint64_t to);
+  void hole(const Mapping& mapping, uint64_t to);
   void unrecorded(const LeafRange& leaf, uint64_t from, uint64_t to, const Mapping* next);
-  void note(Difference difference);
+  void note(const Difference& difference);
+  [[nodiscard]] uint64_t recorded_at(const Mapping& mapping, uint64_t iova) const;
 
   std::span<const RegionPlace> regions_;
-  std::span<const LeafRange> leaves_;
+  MappingRuns mappings_;
   size_t max_listed_;
   Comparison out_;
-  size_t leaf_ = 0;        ///< the first leaf range that is not used up
-  uint64_t position_ = 0;  ///< everything below this IOVA is compared
-  Mapping last_;           ///< the mapping before, for kLeafBeyond
-  bool any_ = false;
-  size_t place_ = 0;  ///< index of the region used last
+  LeafRange pending_;               ///< may go on in the next table page; size 0: none
+  std::span<const Mapping> piece_;  ///< of the mappings
+  size_t at_ = 0;                   ///< the current mapping within `piece_`
+  bool open_ = false;               ///< the current mapping is checked and located
+  bool ended_ = false;              ///< there are no more mappings
+  uint64_t position_ = 0;           ///< of the open mapping everything below is compared
+  RegionPlace place_;               ///< of the open mapping's region
+  Mapping last_;                    ///< the mapping before, for order and kLeafBeyond
 };
 
-/// All at once.
+/// Lists at hand, all at once.
 Result<Comparison> compare(std::span<const Mapping> mappings, std::span<const RegionPlace> regions,
                            std::span<const LeafRange> leaves,
                            size_t max_listed = Comparer::kListed);
+
+/// Walks the tables below `root` and compares every leaf on the way. Errors as walk() and Comparer.
+Result<Comparison> compare_tables(const Root& root, const PageSource& source,
+                                  std::span<const RegionPlace> regions, MappingRuns mappings,
+                                  const WalkLimits& limits = {});
 
 /// The two sides of one difference: "page tables: …; record: …".
 [[nodiscard]] std::string sides(const Difference& difference);

@@ -34,6 +34,20 @@ LeafScan best_leaf_scan() {
   return best;
 }
 
+void expand_leaves_plain(const uint64_t* entries, uint64_t iova, uint32_t access, LeafRange* out) {
+  for (uint32_t i = 0; i < 64; ++i)
+    out[i] = {iova + uint64_t{i} * kTableBytes, kTableBytes, entry_address(entries[i]),
+              static_cast<uint32_t>(entries[i]) & access, 1};
+}
+
+LeafExpand best_leaf_expand() {
+  static const LeafExpand best = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") ? &expand_leaves_avx512 : &expand_leaves_plain;
+  }();
+  return best;
+}
+
 void mask_copy_plain(const uint64_t* from, uint64_t* to) {
   for (uint32_t i = 0; i < kEntriesPerTable; ++i) to[i] = from[i] & ~kHardwareSetBits;
 }

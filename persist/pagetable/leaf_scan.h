@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "persist/pagetable/second_stage.h"
+#include "persist/pagetable/walk.h"
 
 namespace holdfast::pagetable {
 
@@ -30,6 +31,14 @@ void scan_leaves_avx512(const uint64_t* entries, LeafMasks& out);
 
 /// The widest one that this CPU has.
 [[nodiscard]] LeafScan best_leaf_scan();
+
+/// 64 present entries of which none continues the one before it, as 64 ranges of one leaf each.
+/// `iova` is the first one's; `access` what the tables above allow.
+using LeafExpand = void (*)(const uint64_t* entries, uint64_t iova, uint32_t access,
+                            LeafRange* out);
+void expand_leaves_plain(const uint64_t* entries, uint64_t iova, uint32_t access, LeafRange* out);
+void expand_leaves_avx512(const uint64_t* entries, uint64_t iova, uint32_t access, LeafRange* out);
+[[nodiscard]] LeafExpand best_leaf_expand();
 
 /// Copies 512 entries without accessed and dirty bits.
 using MaskCopy = void (*)(const uint64_t* from, uint64_t* to);

@@ -5,6 +5,8 @@
 #endif
 #include <immintrin.h>
 
+#include <cstddef>
+
 #include "persist/pagetable/leaf_scan.h"
 
 namespace holdfast::pagetable {
@@ -34,6 +36,37 @@ void scan_leaves_avx512(const uint64_t* entries, LeafMasks& out) {
   }
   out.breaks[0] |= 1;
   out.present_bits = static_cast<uint64_t>(_mm512_reduce_or_epi64(bits));
+}
+
+// Two ranges to a register: {iova, size, physical, access | level << 32} twice.
+static_assert(sizeof(LeafRange) == 32 && offsetof(LeafRange, size) == 8 &&
+              offsetof(LeafRange, physical) == 16 && offsetof(LeafRange, access) == 24 &&
+              offsetof(LeafRange, level) == 28);
+
+void expand_leaves_avx512(const uint64_t* entries, uint64_t iova, uint32_t access, LeafRange* out) {
+  constexpr int64_t kStep = 2 * kTableBytes;
+  const auto first = static_cast<int64_t>(iova);
+  __m512i place =
+      _mm512_set_epi64(0, 0, kTableBytes, first + kTableBytes, 0, 0, kTableBytes, first);
+  const __m512i step = _mm512_set_epi64(0, 0, 0, kStep, 0, 0, 0, kStep);
+  const __m512i address = _mm512_set1_epi64(kEntryAddressMask);
+  const __m512i allowed = _mm512_set1_epi64(access);
+  const __m512i level = _mm512_set1_epi64(int64_t{1} << 32);
+  // Lanes 2, 3, 6 and 7 take address and access of entries 2n and 2n+1; 8 and above is the other.
+  const __m512i lanes[4] = {
+      _mm512_set_epi64(9, 1, 0, 0, 8, 0, 0, 0), _mm512_set_epi64(11, 3, 0, 0, 10, 2, 0, 0),
+      _mm512_set_epi64(13, 5, 0, 0, 12, 4, 0, 0), _mm512_set_epi64(15, 7, 0, 0, 14, 6, 0, 0)};
+  constexpr __mmask8 kLanes = 0xcc;
+  for (uint32_t i = 0; i < 64; i += 8) {
+    const __m512i entry = _mm512_loadu_si512(entries + i);
+    const __m512i physical = _mm512_and_si512(entry, address);
+    const __m512i rest = _mm512_or_si512(_mm512_and_si512(entry, allowed), level);
+    for (uint32_t pair = 0; pair < 4; ++pair) {
+      const __m512i found = _mm512_maskz_permutex2var_epi64(kLanes, physical, lanes[pair], rest);
+      _mm512_storeu_si512(out + i + 2 * pair, _mm512_or_si512(place, found));
+      place = _mm512_add_epi64(place, step);
+    }
+  }
 }
 
 void mask_copy_avx512(const uint64_t* from, uint64_t* to) {

@@ -68,6 +68,7 @@ class Walker {
         limits_(limits),
         visitor_(visitor),
         scan_(best_leaf_scan()),
+        expand_(best_leaf_expand()),
         width_(limits.address_width == 0 ? 12 + 9 * root.levels : limits.address_width),
         reserved_address_(kEntryAddressMask & ~(low_bits(limits.physical_bits))) {}
 
@@ -135,6 +136,13 @@ class Walker {
       const uint64_t here = masks.present[word];
       stats_.leaves += static_cast<uint64_t>(std::popcount(here));
       uint64_t starts = here & masks.breaks[word];
+      if (starts == ~0ull) {  // nothing continues anything
+        expand_(entries + word * 64, iova + uint64_t{word} * 64 * kTableBytes, access,
+                runs_.data() + count);
+        count += 64;
+        open = 1;
+        continue;
+      }
       if (open != 0) {
         const uint64_t stops = ~here | masks.breaks[word];
         const auto more = static_cast<uint32_t>(std::countr_zero(stops));  // 64: all of them
@@ -194,17 +202,12 @@ class Walker {
         return reserved(place, entry);
       ++stats_.leaves;
       const LeafRange leaf{here, span, entry_address(entry), allowed, level};
-      if (count != 0 && follows(runs_[count - 1], leaf))
+      if (count != 0 && runs_[count - 1].continued_by(leaf))
         runs_[count - 1].size += span;
       else
         runs_[count++] = leaf;
     }
     return emit(count, Place{physical, level, 0});
-  }
-
-  static bool follows(const LeafRange& before, const LeafRange& next) {
-    return before.end() == next.iova && before.physical + before.size == next.physical &&
-           before.access == next.access && before.level == next.level;
   }
 
   Result<void> emit(size_t count, const Place& place) {
@@ -222,6 +225,7 @@ class Walker {
   const WalkLimits& limits_;
   Visitor& visitor_;
   const LeafScan scan_;
+  const LeafExpand expand_;
   const uint32_t width_;
   const uint64_t reserved_address_;
   WalkStats stats_;
@@ -239,15 +243,10 @@ Result<WalkStats> walk(const Root& root, const PageSource& source, const WalkLim
 
 Result<void> RangeCollector::leaves(std::span<const LeafRange> runs) {
   for (const LeafRange& run : runs) {
-    if (!ranges_.empty()) {
-      LeafRange& last = ranges_.back();
-      if (last.end() == run.iova && last.physical + last.size == run.physical &&
-          last.access == run.access && last.level == run.level) {
-        last.size += run.size;
-        continue;
-      }
-    }
-    ranges_.push_back(run);
+    if (!ranges_.empty() && ranges_.back().continued_by(run))
+      ranges_.back().size += run.size;
+    else
+      ranges_.push_back(run);
   }
   return {};
 }

@@ -46,6 +46,11 @@ struct LeafRange {
   uint32_t level = 1;     ///< of the leaves: 1, 2 or 3
   [[nodiscard]] uint64_t end() const { return iova + size; }
   [[nodiscard]] uint64_t leaf_size() const { return entry_span(level); }
+  /// Whether `next` goes on where this one ends, in IOVA space and in memory.
+  [[nodiscard]] bool continued_by(const LeafRange& next) const {
+    return end() == next.iova && physical + size == next.physical && access == next.access &&
+           level == next.level;
+  }
   bool operator==(const LeafRange&) const = default;
 };
 
@@ -57,14 +62,22 @@ struct TableVisit {
   const std::byte* bytes = nullptr;
 };
 
-class Visitor {
+/// Takes leaves as a walk meets them. Nothing is kept between calls: a walk of any size needs no
+/// memory for its leaves unless the sink wants it.
+class LeafSink {
  public:
-  virtual ~Visitor() = default;
+  virtual ~LeafSink() = default;
+  /// Runs of leaves within one table page, in IOVA order; over the whole walk also in IOVA order.
+  /// Runs of one call do not continue each other; the first may continue the last of the call
+  /// before.
+  virtual Result<void> leaves(std::span<const LeafRange> runs) = 0;
+};
+
+class Visitor : public LeafSink {
+ public:
   /// Called for each table page before its entries are looked at. Returns the bytes to go on with:
   /// `visit.bytes`, or a copy of them that outlives the walk of everything below this page.
   virtual Result<const std::byte*> table(const TableVisit& visit) { return visit.bytes; }
-  /// Runs of leaves within one table page, in IOVA order; over the whole walk also in IOVA order.
-  virtual Result<void> leaves(std::span<const LeafRange> runs) = 0;
 };
 
 struct WalkStats {
@@ -81,7 +94,8 @@ struct WalkStats {
 Result<WalkStats> walk(const Root& root, const PageSource& source, const WalkLimits& limits,
                        Visitor& visitor);
 
-/// Joins runs across table pages; leaves of different sizes stay apart.
+/// Joins runs across table pages; leaves of different sizes stay apart. For tests and tools: takes
+/// memory for each range, where a sink that compares as it goes takes none.
 class RangeCollector : public Visitor {
  public:
   /// `expected`: how many ranges to make room for.

@@ -118,15 +118,28 @@ double gigabytes(uint64_t bytes, double seconds) {
 // -- measures
 // --------------------------------------------------------------------------------------
 
+// Takes every run that the walk finds, and looks at it.
+struct Counting : Visitor {
+  Result<void> leaves(std::span<const LeafRange> runs) override {
+    for (const LeafRange& run : runs) {
+      bytes += run.size;
+      places ^= run.iova ^ run.physical ^ run.access;
+    }
+    benchmark::DoNotOptimize(places);
+    return {};
+  }
+  uint64_t bytes = 0, places = 0;
+};
+
 void walk_tables(benchmark::State& state, bool scattered) {
   Tables& memory = tables(scattered);
   const auto source = memory.source();
   in_turns(
       state,
       [&] {
-        const auto ranges = must(read_ranges(memory.root, source));
-        if (ranges.size() != (scattered ? kMapped / 4096 : kLeafTables))
-          give_up("leaves are missing");
+        Counting seen;
+        const auto stats = must(walk(memory.root, source, {}, seen));
+        if (stats.leaves != kMapped / 4096 || seen.bytes != kMapped) give_up("leaves are missing");
       },
       [&] {
         uint64_t out = 0;
@@ -154,9 +167,12 @@ void freeze_tables(benchmark::State& state, bool scattered) {
   in_turns(
       state,
       [&] {
-        auto again = must(recapture(std::move(before), memory.root, source));
+        Comparer comparer(std::span(&place, 1), [left = std::span(recorded)]() mutable {
+          return std::exchange(left, {});
+        });
+        auto again = must(recapture(std::move(before), memory.root, source, comparer));
         if (!again.changed.empty() || again.gone != 0) give_up("tables changed by themselves");
-        const auto compared = must(compare(recorded, std::span(&place, 1), again.now.ranges));
+        const auto compared = must(comparer.finish());
         if (!compared.equal() || compared.leaves != kMapped / 4096)
           give_up("a leaf was not compared");
         before = std::move(again.now);

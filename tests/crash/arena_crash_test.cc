@@ -194,6 +194,7 @@ void tell(Teller& run) {
       Tables tables(vm, 3, static_cast<uint8_t>(i));
       HOLDFAST_TRY(w.stage_tables({{tables.captured}}));
       tables.contents[1][7] = std::byte{0xee};
+      tables.captured.pages[1].checksum = xxh3_128(tables.contents[1]);
       return w.freeze({}, {{tables.captured}});
     });
     run.act("event while frozen", [&](Writer& w) {

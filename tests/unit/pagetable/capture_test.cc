@@ -36,6 +36,8 @@ struct CaptureTest : ::testing::Test {
     EXPECT_TRUE(out);
     return std::move(*out);
   }
+  /// What recapture() hands on while it reads.
+  RangeCollector seen;
   uint64_t& leaf(uint64_t iova) {
     return memory.entry(memory.table_for(root, iova, 1), entry_index(iova, 1));
   }
@@ -59,13 +61,11 @@ TEST_F(CaptureTest, KeepsEveryTablePageOnceSortedWithItsPlaceAndChecksum) {
   });
   ASSERT_NE(top, got.pages.end());
   EXPECT_EQ(top->level, 3u);
-  EXPECT_EQ(got.ranges, *read_ranges(root, memory.source()));
 }
 
 TEST_F(CaptureTest, TheCopyDoesNotFollowTheLiveTables) {
   const Capture got = captured();
   leaf(0x5000) = 0;
-  EXPECT_EQ(got.ranges.front(), (LeafRange{0x1000, 6_MiB, 0x7001000, 3, 1}));
   for (size_t i = 0; i < got.pages.size(); ++i)
     EXPECT_EQ(masked_checksum(got.bytes[i]), got.pages[i].checksum);
 }
@@ -74,7 +74,7 @@ TEST_F(CaptureTest, ADeviceSettingAccessedAndDirtyBitsChangesNothing) {
   Capture before = captured();
   leaf(0x5000) |= kHardwareSetBits;
   leaf(0x9000) |= kEntryAccessed;
-  auto again = recapture(std::move(before), root, memory.source());
+  auto again = recapture(std::move(before), root, memory.source(), seen);
   ASSERT_TRUE(again);
   EXPECT_THAT(again->changed, IsEmpty());
   EXPECT_EQ(again->gone, 0u);
@@ -85,12 +85,12 @@ TEST_F(CaptureTest, AChangedEntryIsReportedWithItsPageAndTheNewBytes) {
   Capture before = captured();
   const uint64_t table = memory.table_for(root, 0x5000, 1);
   leaf(0x5000) ^= 0x4000;
-  auto again = recapture(std::move(before), root, memory.source());
+  auto again = recapture(std::move(before), root, memory.source(), seen);
   ASSERT_TRUE(again);
   ASSERT_EQ(again->changed.size(), 1u);
   EXPECT_EQ(again->now.pages[again->changed[0]].physical, table);
   EXPECT_EQ(std::memcmp(again->now.bytes[again->changed[0]], memory.at(table), kTableBytes), 0);
-  EXPECT_EQ(again->now.ranges, *read_ranges(root, memory.source()));
+  EXPECT_EQ(seen.ranges(), *read_ranges(root, memory.source()));
 }
 
 TEST_F(CaptureTest, NewAndVanishedPagesAreReported) {
@@ -98,7 +98,7 @@ TEST_F(CaptureTest, NewAndVanishedPagesAreReported) {
   const size_t pages = before.pages.size();
   ASSERT_TRUE(map_range(memory, root, 64_GiB, 0x1000, 0x9000000, 3));
   ASSERT_TRUE(unmap_range(memory, root, 4_GiB, 2_MiB));
-  auto again = recapture(std::move(before), root, memory.source());
+  auto again = recapture(std::move(before), root, memory.source(), seen);
   ASSERT_TRUE(again);
   EXPECT_EQ(again->gone, 1u);            // the level-2 table of the superpage
   EXPECT_EQ(again->changed.size(), 3u);  // top, and two new ones
@@ -114,7 +114,7 @@ TEST_F(CaptureTest, APageThatMovedToAnotherPlaceInTheTreeIsChanged) {
   Capture before = captured();
   const uint64_t level2 = memory.table_for(root, 0, 2);
   std::swap(memory.entry(level2, 4), memory.entry(level2, 6));
-  auto again = recapture(std::move(before), root, memory.source());
+  auto again = recapture(std::move(before), root, memory.source(), seen);
   ASSERT_TRUE(again);
   EXPECT_EQ(again->changed.size(), 2u);  // the level-2 table, and the one that hangs elsewhere now
 }
