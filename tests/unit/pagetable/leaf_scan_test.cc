@@ -56,6 +56,22 @@ TEST(LeafScan, EveryVariantFindsTheSameRunsAsOneEntryAtATime) {
   }
 }
 
+TEST(LeafExpandTest, SixtyFourSingleLeavesAreSixtyFourRanges) {
+  std::mt19937_64 random(8);
+  uint64_t entries[64];
+  for (uint64_t& entry : entries)
+    entry = (random() & (kEntryAddressMask | 0xf80)) | (random() % 3 + 1);
+  constexpr uint64_t kIova = 0x7fff'ffe4'0000;
+  for (const LeafExpand expand : {&expand_leaves_plain, best_leaf_expand()})
+    for (const uint32_t access : {1u, 2u, 3u}) {
+      std::array<LeafRange, 64> out;
+      expand(entries, kIova, access, out.data());
+      for (uint32_t i = 0; i < 64; ++i)
+        EXPECT_EQ(out[i], (LeafRange{kIova + i * 4096, 4096, entries[i] & 0x000ffffffffff000ull,
+                                     static_cast<uint32_t>(entries[i] & 3) & access, 1}));
+    }
+}
+
 TEST(MaskCopyTest, EveryVariantDropsAccessedAndDirtyBitsOnly) {
   std::mt19937_64 random(9);
   alignas(64) uint64_t from[kEntriesPerTable];
