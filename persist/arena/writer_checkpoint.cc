@@ -55,7 +55,17 @@ class TableOutput {
 }  // namespace
 
 Result<void> CheckpointJob::run() {
-  Impl& job = *impl_;
+  HOLDFAST_TRY(impl_->write());
+  impl_->ran = false;
+  // Here, so that the sync of finish_checkpoint() finds little left to do.
+  if (auto synced = impl_->medium->sync(); !synced)
+    return pass(std::move(synced).error(), "checkpoint");
+  impl_->ran = true;
+  return {};
+}
+
+Result<void> CheckpointJob::Impl::write() {
+  Impl& job = *this;
   for (Impl::Table& table : job.tables) {
     if (table.offset == 0) continue;
     TableOutput output(*job.medium, table.offset);
@@ -68,9 +78,6 @@ Result<void> CheckpointJob::run() {
     if (!result) return pass(std::move(result).error(), "checkpoint");
     table.ref = output.ref();
   }
-  // Here, so that the sync of finish_checkpoint() finds little left to do.
-  if (auto synced = job.medium->sync(); !synced)
-    return pass(std::move(synced).error(), "checkpoint");
   job.ran = true;
   return {};
 }
@@ -141,6 +148,7 @@ Result<CheckpointJob> Writer::begin_checkpoint() {
     return w.full("a journal segment");
   }
   job->journal = *here;
+  job->records = w.journal.records();
   job->chain = w.chain_id;
   for (CheckpointJob::Impl::Table& table : job->tables) {
     Impl::LiveEntry& entry = w.live.containers.at(table.container);
@@ -183,7 +191,8 @@ Result<uint64_t> Writer::finish_checkpoint(CheckpointJob handle) {
   if (auto done = w.commit_root(std::move(next), &catalog); !done)
     return give_up(std::unexpected(std::move(done).error()));
   w.journal.forget_before(w.root.journal);
-  w.journal.set_records(0);
+  // Those that came while the job ran are the new base's first changes.
+  w.journal.set_records(w.journal.records() - job.records);
   w.old_chain.clear();
   w.base_delta.clear();
   w.base_delta_records = 0;
@@ -205,7 +214,9 @@ Result<uint64_t> Writer::finish_checkpoint(CheckpointJob handle) {
 
 Result<uint64_t> Writer::checkpoint() {
   HOLDFAST_TRY_ASSIGN(CheckpointJob job, begin_checkpoint());
-  if (auto ran = job.run(); !ran) {
+  // Without a sync of its own: that of the commit is next, and a commit counts only when everything
+  // that it alone refers to is whole.
+  if (auto ran = job.impl_->write(); !ran) {
     job.impl_->ran = false;
     static_cast<void>(finish_checkpoint(std::move(job)));
     return std::unexpected(std::move(ran).error());

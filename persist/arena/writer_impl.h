@@ -29,9 +29,12 @@ struct CheckpointJob::Impl {
   Manifest manifest;
   std::vector<Table> tables;  ///< in the order of manifest.containers
   LiveJournal journal;        ///< where records after the snapshot begin
+  uint64_t records = 0;       ///< JournalWriter::records() at that place
   bool whole = false;         ///< begun with a complete record in memory
   bool ran = false;
   std::vector<Range> ranges;
+
+  Result<void> write();  ///< run() without its sync
 };
 
 struct StageJob::Impl {

@@ -227,6 +227,27 @@ TEST_F(Recording, OldGenerationsGoUnlessSomebodyLooksAtThem) {
   EXPECT_CODE(reader->generation(1), "HF-GENERATION-GONE");
 }
 
+TEST_F(Recording, WhatCameDuringACheckpointIsInTheFrozenGeneration) {
+  start();
+  auto job = writer->begin_checkpoint();
+  ASSERT_OK(job);
+  for (uint64_t i = 0; i < 50; ++i) ASSERT_OK(writer->apply(map(vm, i * kMiB, 4096, ram)));
+  ASSERT_OK(writer->commit());
+  ASSERT_OK(job->run());
+  ASSERT_OK(writer->finish_checkpoint(std::move(*job)));
+  ASSERT_OK(writer->apply(map(vm, 50 * kMiB, 4096, ram)));
+  const auto frozen = writer->freeze({}, {});
+  ASSERT_OK(frozen);
+  auto reader = disk.reader();
+  ASSERT_OK(reader);
+  EXPECT_OK(reader->verify(*frozen));
+  auto view = reader->current();
+  ASSERT_OK(view);
+  auto table = view->mappings(vm);
+  ASSERT_OK(table);
+  EXPECT_EQ(table->size(), 51u);
+}
+
 TEST_F(Recording, RecordingGoesOnDuringACheckpoint) {
   start();
   for (uint64_t i = 0; i < 500; ++i) ASSERT_OK(writer->apply(map(vm, i * kMiB, 4096, ram)));
