@@ -83,6 +83,16 @@ struct TableRoot {
   uint32_t domain_id = 0;
 };
 
+/// How a device finds its tables: its entry in the context table of its bus (VT-d specification
+/// rev. 4.1, 9.3 "Context Entry", legacy mode).
+struct ContextEntry {
+  std::string bdf;
+  uint64_t physical = 0;  ///< of the entry, bytes, 16-byte aligned; 0: not known
+  uint64_t lo = 0;        ///< top table, translation type, present
+  uint64_t hi = 0;        ///< domain id, address width
+  bool operator==(const ContextEntry&) const = default;
+};
+
 /// Read-only access to live page-table pages by physical address. Implementations are read only and
 /// never fail for a page that is part of the container's tables; they refuse any other address
 /// that they can tell from them.
@@ -94,6 +104,9 @@ class TableSource {
   virtual Result<const std::byte*> page(uint64_t physical) = 0;
   /// The roots of every domain of the container (one per IOMMU unit or device group).
   virtual Result<std::vector<TableRoot>> roots() = 0;
+  /// The context entries of the devices that it was asked for; empty where the kernel does not show
+  /// them.
+  virtual Result<std::vector<ContextEntry>> contexts() { return std::vector<ContextEntry>(); }
 };
 
 class Port {
@@ -139,10 +152,30 @@ class Port {
   virtual Result<void> forget(BorrowedFd container, uint64_t iova, uint64_t size) = 0;
 
   // -- hold and tables -------------------------------------------------------------------------
-  /// The kernel refuses map, unmap, attach, detach and reset with EBUSY until it ends.
+  /// The kernel refuses map, unmap, attach, detach and reset with EBUSY until it ends. A hold that
+  /// would not carry the devices through the next kexec is none: HF-HOLD-NOT-ARMED (exit 4) with
+  /// the kernel's reason. Ending one where none can be is no error; HF-HOLD-UNREGISTERED and
+  /// HF-HOLD-GROUPS (exit 5): the kernel does not let it end, and it lasts.
   virtual Result<void> hold(BorrowedFd container, bool held) = 0;
+  /// Domains that the kernel keeps and no container has: "0x60003000: 0000:00:03.0, …".
+  struct Parked {
+    uint64_t root = 0;
+    bool inherited = false;  ///< from the kernel before this one
+    std::vector<std::string> devices;
+  };
+  virtual Result<std::vector<Parked>> parked() { return std::vector<Parked>(); }
+  /// Ends one of them for good.
+  virtual Result<void> give_up(const Parked& domain) {
+    return refuse(Exit::kRefused, "HF-PARKED-NONE", "parked domain",
+                  domain.devices.empty() ? "nothing is parked" : "this kernel parks nothing");
+  }
   /// Live tables of a container; exit 4 where they cannot be read.
   virtual Result<std::unique_ptr<TableSource>> tables(BorrowedFd container) = 0;
+  /// The same where the kernel tells containers apart only by their devices.
+  virtual Result<std::unique_ptr<TableSource>> tables_of(BorrowedFd container,
+                                                         const std::vector<Device>&) {
+    return tables(container);
+  }
   /// Live tables of a container that the kernel preserved and nobody has taken up yet, by device.
   virtual Result<std::unique_ptr<TableSource>> inherited_tables(const Device& device) = 0;
 

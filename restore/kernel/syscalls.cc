@@ -95,6 +95,38 @@ Result<uint64_t> vfio_unmap_dma(BorrowedFd container, uint32_t flags, uint64_t i
   return unmap.size;
 }
 
+namespace {
+
+/// struct vfio_iommu_type1_preserve of the series in kexec/linux.
+struct PreserveArgument {
+  uint32_t argsz, op, state, reason;
+};
+static_assert(sizeof(PreserveArgument) == 16);
+constexpr unsigned long kVfioPreserve = _IO(VFIO_TYPE, VFIO_BASE + 26);
+static_assert(kVfioPreserve == 0x3b7e);
+
+std::string_view preserve_name(PreserveOp op) {
+  switch (op) {
+    case PreserveOp::kQuery:
+      return "VFIO_IOMMU_PRESERVE (query)";
+    case PreserveOp::kHold:
+      return "VFIO_IOMMU_PRESERVE (hold)";
+    case PreserveOp::kThaw:
+      break;
+  }
+  return "VFIO_IOMMU_PRESERVE (thaw)";
+}
+
+}  // namespace
+
+Result<PreserveState> vfio_preserve(BorrowedFd container, PreserveOp op) {
+  PreserveArgument argument = {};
+  argument.argsz = sizeof argument;
+  argument.op = static_cast<uint32_t>(op);
+  HOLDFAST_TRY(call(container, kVfioPreserve, &argument, kContainer, preserve_name(op)));
+  return PreserveState{argument.state, argument.reason};
+}
+
 Result<uint32_t> vfio_group_status(BorrowedFd group) {
   struct ::vfio_group_status status = {};
   status.argsz = sizeof status;

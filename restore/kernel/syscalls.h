@@ -34,8 +34,10 @@ inline constexpr uint32_t kMapRead = 1u << 0;        ///< VFIO_DMA_MAP_FLAG_READ
 inline constexpr uint32_t kMapWrite = 1u << 1;       ///< VFIO_DMA_MAP_FLAG_WRITE
 inline constexpr uint32_t kMapVaddr = 1u << 2;       ///< VFIO_DMA_MAP_FLAG_VADDR, 5.12
 inline constexpr uint32_t kMapLiveUpdate = 1u << 3;  ///< VFIO_DMA_MAP_FLAG_LIVE_UPDATE, posted 2024
-inline constexpr uint32_t kUnmapAll = 1u << 1;       ///< VFIO_DMA_UNMAP_FLAG_ALL, 5.12
-inline constexpr uint32_t kUnmapVaddr = 1u << 2;     ///< VFIO_DMA_UNMAP_FLAG_VADDR, 5.12
+/// VFIO_DMA_MAP_FLAG_LEAVE_BEHIND: removed on the way down; the series in kexec/linux.
+inline constexpr uint32_t kMapLeaveBehind = 1u << 4;
+inline constexpr uint32_t kUnmapAll = 1u << 1;    ///< VFIO_DMA_UNMAP_FLAG_ALL, 5.12
+inline constexpr uint32_t kUnmapVaddr = 1u << 2;  ///< VFIO_DMA_UNMAP_FLAG_VADDR, 5.12
 /// Drops an adopted registration and leaves the entries live; the series in kexec/linux.
 inline constexpr uint32_t kUnmapForget = 1u << 3;
 inline constexpr uint32_t kGroupViable = 1u << 0;        ///< VFIO_GROUP_FLAGS_VIABLE
@@ -60,6 +62,18 @@ Result<void> vfio_map_dma(BorrowedFd container, uint32_t flags, uint64_t vaddr, 
                           uint64_t size);
 /// VFIO_IOMMU_UNMAP_DMA (struct vfio_iommu_type1_dma_unmap): the number of bytes unmapped.
 Result<uint64_t> vfio_unmap_dma(BorrowedFd container, uint32_t flags, uint64_t iova, uint64_t size);
+
+/// VFIO_IOMMU_PRESERVE, _IO(';', 126): the hold of a container whose tables outlive the kernel. The
+/// series in kexec/linux; ENOTTY on every other kernel, and for every other kind of container.
+enum class PreserveOp : uint32_t { kQuery = 0, kHold = 1, kThaw = 2 };
+inline constexpr uint32_t kPreserveHeld = 1u << 0;       ///< map, unmap, attach, reset are EBUSY
+inline constexpr uint32_t kPreserveArmed = 1u << 1;      ///< for the kexec image loaded now
+inline constexpr uint32_t kPreserveInherited = 1u << 2;  ///< came from the kernel before this one
+struct PreserveState {
+  uint32_t state = 0;   ///< kPreserveHeld, …
+  uint32_t reason = 0;  ///< kHold: why it is not armed (docs/kernel.md); 0: it is
+};
+Result<PreserveState> vfio_preserve(BorrowedFd container, PreserveOp op);
 
 // -- group: /dev/vfio/N
 // -------------------------------------------------------------------------------

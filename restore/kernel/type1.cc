@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <climits>
 
+#include "restore/kernel/map_refusal.h"
 #include "restore/kernel/syscalls.h"
 
 namespace holdfast::kernel {
@@ -31,26 +32,6 @@ Capability asked(BorrowedFd container, uint32_t extension, std::string remedy) {
           present ? std::string() : std::move(remedy)};
 }
 
-/// The remedy that goes with an errno of VFIO_IOMMU_MAP_DMA (drivers/vfio/vfio_iommu_type1.c).
-std::string_view map_remedy(int err) {
-  switch (err) {
-    case EEXIST:
-      return "the range overlaps one that is mapped";
-    case ENOSPC:
-      return "raise /sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
-    case ENOMEM:
-      return "raise RLIMIT_MEMLOCK (LimitMEMLOCK= in the unit) or give CAP_IPC_LOCK";
-    case EINVAL:
-      return "the range is reserved, beyond the IOMMU's width or misaligned: compare "
-             "reserved_regions of the group";
-    case EFAULT:
-    case EOPNOTSUPP:
-      return "this memory cannot be pinned in place: use devdax, not a block device or a DAX file";
-    default:
-      return {};
-  }
-}
-
 }  // namespace
 
 Result<Capabilities> Type1Port::probe() {
@@ -59,9 +40,6 @@ Result<Capabilities> Type1Port::probe() {
   utsname names = {};
   if (::uname(&names) == 0) out.kernel_release = names.release;
   out.dma_entry_limit = sysfs_.dma_entry_limit();
-  out.hold = {Answer::kNo, "this kernel has no interface for it", std::string(kSeries)};
-  out.read_tables = {Answer::kNo, "this kernel shows no second-stage tables to user space",
-                     std::string(kSeries)};
   auto opened = open_fd(container_path(), O_RDWR);
   if (!opened) {
     const Capability none = {Answer::kNo,
@@ -69,6 +47,7 @@ Result<Capabilities> Type1Port::probe() {
                              "modprobe vfio-pci (CONFIG_VFIO, CONFIG_VFIO_CONTAINER), as root"};
     out.map = out.live_update = out.preserved_tables = out.update_vaddr = out.unmap_all =
         out.change_dma_owner = none;
+    probe_preserve(out);
     return out;
   }
   const BorrowedFd container = *opened;
@@ -80,6 +59,7 @@ Result<Capabilities> Type1Port::probe() {
                "a Holdfast that knows this VFIO"};
     out.live_update = out.preserved_tables = out.update_vaddr = out.unmap_all =
         out.change_dma_owner = out.map;
+    probe_preserve(out);
     return out;
   }
   out.map = asked(container, sys::kVfioType1v2, "modprobe vfio_iommu_type1");
@@ -94,6 +74,7 @@ Result<Capabilities> Type1Port::probe() {
     out.update_vaddr = {Answer::kUnknown,
                         "VFIO_CHECK_EXTENSION(10) says 0 until VFIO_SET_IOMMU, which needs a group",
                         "known once a container has its device"};
+  probe_preserve(out);
   return out;
 }
 
@@ -157,6 +138,7 @@ Result<void> Type1Port::set_iommu(BorrowedFd container) {
     set.error().remedy =
         "the IOMMU has no interrupt remapping; where that is acceptable: "
         "vfio_iommu_type1.allow_unsafe_interrupts=1";
+  if (!set && preserved) explain_opt_in(set.error());
   if (set) preserved_.erase(container.get());
   return set;
 }
@@ -176,9 +158,14 @@ Result<UniqueFd> Type1Port::attach(BorrowedFd container, const Device& device) {
   auto status = sys::vfio_group_status(*group);
   if (!status) return pass(std::move(status).error(), doing);
   if ((*status & sys::kGroupViable) == 0) return std::unexpected(not_viable(device));
-  if (auto put = sys::vfio_group_set_container(*group, container); !put)
+  if (auto put = sys::vfio_group_set_container(*group, container); !put) {
+    explain_group(put.error(), device);
     return pass(std::move(put).error(), doing);
-  if (auto set = set_iommu(container); !set) return pass(std::move(set).error(), doing);
+  }
+  if (auto set = set_iommu(container); !set) {
+    explain_group(set.error(), device);
+    return pass(std::move(set).error(), doing);
+  }
   return *std::move(group);
 }
 
@@ -207,7 +194,10 @@ Result<void> Type1Port::map(BorrowedFd container, const MapRequest& request) {
   if (request.mode == MapMode::kAdopt) flags |= sys::kMapLiveUpdate;
   auto mapped = sys::vfio_map_dma(container, flags, reinterpret_cast<uintptr_t>(request.vaddr),
                                   request.iova, request.size);
-  if (!mapped) mapped.error().remedy = map_remedy(mapped.error().sys_errno);
+  if (!mapped) {
+    explain_map(mapped.error(), flags);
+    explain_memory(mapped.error());
+  }
   return mapped;
 }
 
@@ -223,23 +213,6 @@ Result<void> Type1Port::forget(BorrowedFd container, uint64_t iova, uint64_t siz
                                    "this kernel cannot drop a mapping and leave it live"));
   HOLDFAST_TRY(sys::vfio_unmap_dma(container, sys::kUnmapForget, iova, size));
   return {};
-}
-
-Result<void> Type1Port::hold(BorrowedFd, bool held) {
-  if (!held) return {};  // nothing was held
-  return std::unexpected(lacking("HF-HOLD-UNSUPPORTED", "VFIO container",
-                                 "this kernel cannot hold a container still"));
-}
-
-Result<std::unique_ptr<TableSource>> Type1Port::tables(BorrowedFd) {
-  return std::unexpected(lacking("HF-TABLES-UNREADABLE", "page tables",
-                                 "this kernel shows no second-stage tables to user space"));
-}
-
-Result<std::unique_ptr<TableSource>> Type1Port::inherited_tables(const Device& device) {
-  return std::unexpected(lacking("HF-TABLES-UNREADABLE",
-                                 fmt::format("page tables of device {}", device.bdf),
-                                 "this kernel keeps no tables of the kernel before it"));
 }
 
 Result<void> Type1Port::check_container(BorrowedFd fd) {

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "restore/kernel/port.h"
+#include "restore/kernel/preserve.h"
 #include "restore/kernel/sysfs.h"
 
 namespace holdfast::kernel {
@@ -19,7 +20,8 @@ namespace holdfast::kernel {
 /// where the running one lacks them their verbs refuse with exit 4. One thread at a time.
 class Type1Port : public Port {
  public:
-  explicit Type1Port(HostRoots roots = {}) : sysfs_(std::move(roots)) {}
+  explicit Type1Port(HostRoots roots = {})
+      : sysfs_(std::move(roots)), preserve_(sysfs_.roots().sysfs) {}
 
   [[nodiscard]] std::string_view name() const override { return "type1"; }
   [[nodiscard]] ContainerKind kind() const override { return ContainerKind::kType1; }
@@ -45,7 +47,11 @@ class Type1Port : public Port {
 
   Result<void> hold(BorrowedFd container, bool held) override;
   Result<std::unique_ptr<TableSource>> tables(BorrowedFd container) override;
+  Result<std::unique_ptr<TableSource>> tables_of(BorrowedFd container,
+                                                 const std::vector<Device>& devices) override;
   Result<std::unique_ptr<TableSource>> inherited_tables(const Device& device) override;
+  Result<std::vector<Parked>> parked() override;
+  Result<void> give_up(const Parked& domain) override;
 
   Result<void> check_container(BorrowedFd fd) override;
   Result<void> check_device(BorrowedFd fd) override;
@@ -58,8 +64,14 @@ class Type1Port : public Port {
   [[nodiscard]] std::string container_path() const { return sysfs_.roots().dev + "/vfio/vfio"; }
   Result<void> set_iommu(BorrowedFd container);
   Error not_viable(const Device& device) const;
+  /// Hold and readable tables, once the extensions are known.
+  void probe_preserve(Capabilities& out);
+  /// What only a look at the pool, or at what is held, can tell of an errno.
+  void explain_memory(Error& error) const;
+  void explain_group(Error& error, const Device& device) const;
 
   Sysfs sysfs_;
+  Preserve preserve_;
   /// Container descriptors opened as preserved whose IOMMU is not set yet.
   std::set<int> preserved_;
 };

@@ -126,6 +126,27 @@ TEST_F(Verify, ALiveEntryThatChangedAfterTheFreeze) {
   expect_refused("HF-TABLE-DIFFERS", remap);
 }
 
+TEST_F(Verify, EveryDomainOfAContainerIsHeldAgainstWhatWasKept) {
+  two_domains = true;
+  record(Policy::kAdopt);
+  cross();
+  second = {}, second_group = {}, second_device = {};
+  auto prepared = prepare_now();
+  ASSERT_TRUE(prepared) << prepared.error().message();
+  const auto& vm0 = prepared->findings.containers.at(0);
+  EXPECT_THAT(vm0.problems, IsEmpty()) << vm0.problems.front().message();
+  EXPECT_EQ(vm0.proof, Proof::kLive) << vm0.no_live_tables;
+  EXPECT_EQ(vm0.leaves, 12u);
+
+  auto source = port->inherited_tables(*machine->describe_device(kSecondBdf));
+  ASSERT_TRUE(source) << source.error().message();
+  uint64_t table = (*source)->roots()->front().physical;
+  for (uint32_t level = (*source)->roots()->front().levels; level > 1; --level)
+    table = pagetable::entry_address(reinterpret_cast<const uint64_t*>(*(*source)->page(table))[0]);
+  reinterpret_cast<uint64_t*>(machine->pool_at(table, 4096))[0] += 0x2000;
+  expect_refused("HF-TABLE-DIFFERS");
+}
+
 TEST_F(Verify, AFlippedBitInAnythingTheGenerationUses) {
   record(Policy::kAdopt);
   cross();

@@ -80,6 +80,7 @@ class World : public sim::testing::Lab {
     if (recorded.empty()) recorded = mapped;
     map_all(mapped);
     open_device();
+    if (two_domains) map_second_domain();
     start_dma(mapped);
     arena::InitOptions sizes;
     sizes.for_mappings = 4096;
@@ -100,6 +101,7 @@ class World : public sim::testing::Lab {
     vm0.kind = ContainerKind::kSim;
     vm0.devices = {*machine->describe_device(kBdf)};
     vm0.devices[0].consents_to_reinit = consents;
+    if (two_domains) vm0.devices.push_back(*machine->describe_device(kSecondBdf));
     vm0.evidence = evidence ? Evidence::kTables : Evidence::kNone;
     auto limits = port->limits(container);
     ASSERT_TRUE(limits) << limits.error().message();
@@ -113,17 +115,32 @@ class World : public sim::testing::Lab {
     ASSERT_TRUE(writer->commit());
     ASSERT_TRUE(writer->arm(kNonce, "kernel"));
     std::vector<arena::CapturedTables> tables;
-    pagetable::Capture capture;
+    std::vector<pagetable::Capture> captures;
     if (evidence) {
-      auto source = port->tables(container);
-      ASSERT_TRUE(source) << source.error().message();
-      const auto root = (*source)->roots()->front();
-      auto captured = pagetable::capture({root.physical, root.levels},
-                                         [&](uint64_t at) { return (*source)->page(at); });
-      ASSERT_TRUE(captured) << captured.error().message();
-      capture = std::move(*captured);
-      tables.push_back(
-          {*id, root.physical, root.levels, root.domain_id, capture.pages, capture.bytes});
+      arena::CapturedTables all{.container = *id, .pages = {}, .bytes = {}};
+      std::map<uint64_t, std::pair<TablePage, const std::byte*>> pages;  // of all domains
+      for (const UniqueFd* domain : {&container, &second}) {
+        if (!domain->valid()) continue;
+        auto source = port->tables(*domain);
+        ASSERT_TRUE(source) << source.error().message();
+        const auto root = (*source)->roots()->front();
+        auto captured = pagetable::capture({root.physical, root.levels},
+                                           [&](uint64_t at) { return (*source)->page(at); });
+        ASSERT_TRUE(captured) << captured.error().message();
+        if (all.root == 0) {
+          all.root = root.physical;
+          all.levels = root.levels;
+          all.domain_id = root.domain_id;
+        }
+        for (size_t i = 0; i < captured->pages.size(); ++i)
+          pages[captured->pages[i].physical] = {captured->pages[i], captured->bytes[i]};
+        captures.push_back(std::move(*captured));
+      }
+      for (const auto& [physical, page] : pages) {
+        all.pages.push_back(page.first);
+        all.bytes.push_back(page.second);
+      }
+      tables.push_back(std::move(all));
     }
     Seal seal;
     seal.sealed = true;
@@ -132,6 +149,19 @@ class World : public sim::testing::Lab {
     const auto frozen = writer->freeze(seal, tables);
     ASSERT_TRUE(frozen) << frozen.error().message();
     generation = *frozen;
+  }
+  /// A second container with the same mappings and another device: what a container behind two
+  /// IOMMU units looks like to them.
+  void map_second_domain() {
+    UniqueFd first = std::move(container);
+    container = std::move(port->open_container(true).value());
+    second_group =
+        std::move(port->attach(container, *machine->describe_device(kSecondBdf)).value());
+    second_device =
+        std::move(port->open_device(second_group, *machine->describe_device(kSecondBdf)).value());
+    map_all(mapped);
+    second = std::move(container);
+    container = std::move(first);
   }
   void cross(sim::Behaviour behaviour = sim::Behaviour::kPatched) {
     kexec();
@@ -184,6 +214,9 @@ class World : public sim::testing::Lab {
   std::string arena_path = scratch.path() + "/arena";
   Uuid arena_id;
   uint64_t generation = 0;
+  static constexpr const char* kSecondBdf = "0000:00:05.0";
+  bool two_domains = false;
+  UniqueFd second, second_group, second_device;
   std::vector<Mapping> mapped, recorded;
   bool refuse_done = false;
 };

@@ -1,0 +1,233 @@
+// /sys/kernel/iommu_preserve as a folder of files: what is read, and what is not believed.
+
+#include "restore/kernel/preserve.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "tests/unit/restore/preserve_folder.h"
+
+namespace holdfast::kernel {
+namespace {
+
+using holdfast::testing::PreserveFolder;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+constexpr const char* kTwo =
+    "domain root=0x60003000 levels=3 state=held,inherited,parked pages=7\n"
+    "device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x60001180 lo=0x60003001 "
+    "hi=0x101\n"
+    "device 0000:01:00.0 root=0x60003000 unit=dmar1 did=2 context=0x60002000 lo=0x60003001 "
+    "hi=0x201\n"
+    "domain root=0x60010000 levels=4 state=free pages=12\n"
+    "refused 0000:00:05.0 root=0x60009000 unit=dmar0 reason=memory\n";
+
+std::string refused(const std::string& text) {
+  const auto view = parse_preserved(text);
+  if (view) return "taken";
+  EXPECT_EQ(view.error().exit, Exit::kVerification) << text;
+  return view.error().code + " " + view.error().object;
+}
+
+TEST(PreservedLines, SayWhichDeviceHasWhichTables) {
+  const auto view = parse_preserved(kTwo);
+  ASSERT_TRUE(view) << view.error().message();
+  ASSERT_THAT(view->domains, SizeIs(2));
+  const PreservedDomain& first = view->domains[0];
+  EXPECT_EQ(first.root, 0x60003000u);
+  EXPECT_EQ(first.levels, 3u);
+  EXPECT_TRUE(first.held && first.inherited && first.parked && !first.armed);
+  EXPECT_EQ(first.pages, 7u);
+  ASSERT_THAT(first.devices, SizeIs(2));
+  EXPECT_EQ(first.devices[1].unit, "dmar1");
+  EXPECT_EQ(first.devices[1].domain_id, 2u);
+  EXPECT_EQ(first.devices[1].context,
+            (ContextEntry{"0000:01:00.0", 0x60002000, 0x60003001, 0x201}));
+  EXPECT_FALSE(view->domains[1].held);
+  EXPECT_EQ(view->domain_of("0000:01:00.0"), &view->domains[0]);
+  EXPECT_EQ(view->domain_of("0000:00:05.0"), nullptr);
+  ASSERT_NE(view->cut_of("0000:00:05.0"), nullptr);
+  EXPECT_EQ(view->cut_of("0000:00:05.0")->reason, "memory");
+  EXPECT_THAT(parse_preserved("")->domains, IsEmpty());
+}
+
+TEST(PreservedLines, OfAnyOtherShapeAreRefusedByNumber) {
+  EXPECT_EQ(refused("domain root=0x60003000 levels=3 state=held pages=7\n"
+                    "device 0000:00:03.0 root=0x60004000 unit=dmar0 did=1 context=0x60001180 "
+                    "lo=0x1 hi=0x1\n"),
+            "HF-PRESERVE-LINES /sys/kernel/iommu_preserve/domains, line 2");
+  const std::string good = "domain root=0x60003000 levels=3 state=held pages=7";
+  EXPECT_EQ(refused(good + "\n"), "taken");
+  for (const std::string& line :
+       {good,
+        good + " \n",
+        good + " more=1\n",
+        "  " + good + "\n",
+        std::string("\n"),
+        std::string("thing root=0x1\n"),
+        std::string("domain root=0x60003001 levels=3 state=held "
+                    "pages=7\n"),
+        std::string("domain root=60003000 levels=3 state=held pages=7\n"),
+        std::string("domain root=0x0 levels=3 state=held pages=7\n"),
+        std::string("domain root=0x60003000 levels=2 state=held pages=7\n"),
+        std::string("domain root=0x60003000 levels=6 state=held pages=7\n"),
+        std::string("domain root=0x60003000 levels=3 state=parked pages=7\n"),
+        std::string("domain root=0x60003000 levels=3 state=held, pages=7\n"),
+        std::string("domain root=0x60003000 levels=3 state=held,held pages=7\n"),
+        std::string("domain root=0x60003000 levels=3 state=held pages=-1\n"),
+        std::string("domain root=0x60003000 levels=3 state=held pages=\n"),
+        std::string("domain levels=3 root=0x60003000 state=held pages=7\n"),
+        std::string("domain root=0x160003000ffffffff levels=3 state=held pages=7\n"),
+        good + "\n" + good + "\n",
+        std::string("device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x60001180 "
+                    "lo=0x60003001 hi=0x101\n"),
+        good + "\ndevice 0000:00:03.9 root=0x60003000 unit=dmar0 did=1 context=0x60001180 "
+               "lo=0x60003001 hi=0x101\n",
+        good + "\ndevice 0000:00:03.0 root=0x60003000 unit=../x did=1 context=0x60001180 "
+               "lo=0x60003001 hi=0x101\n",
+        good + "\ndevice 0000:00:03.0 root=0x60003000 unit=dmar0 did=65536 context=0x60001180 "
+               "lo=0x60003001 hi=0x101\n",
+        good + "\ndevice 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x60001188 "
+               "lo=0x60003001 hi=0x101\n",
+        std::string("refused 0000:00:05.0 root=0x60009000 unit=dmar0\n")})
+    EXPECT_THAT(refused(line), HasSubstr("HF-PRESERVE-LINES")) << line;
+}
+
+TEST(PreservedLines, AnyBytesEndInAnAnswer) {
+  std::mt19937 random(11);
+  for (int round = 0; round < 20000; ++round) {
+    std::string text = kTwo;
+    for (int flips = 0; flips < 2; ++flips)
+      text[random() % text.size()] = static_cast<char>(random());
+    text.resize(random() % (text.size() + 1));
+    const auto view = parse_preserved(text);
+    if (view) {
+      EXPECT_LE(view->domains.size(), 2u);
+    }
+  }
+}
+
+class Pool : public ::testing::Test {
+ protected:
+  holdfast::testing::TempDir scratch_;
+  PreserveFolder folder_{scratch_.path()};
+  Preserve preserve_{scratch_.path()};
+
+  std::string code_of_tables() {
+    const auto source = preserve_.tables({PreserveFolder::kBdf});
+    return source ? "taken" : source.error().code;
+  }
+};
+
+TEST_F(Pool, IsReadAndItsTablesAreFoundByDevice) {
+  const auto facts = preserve_.pool();
+  ASSERT_TRUE(facts) << facts.error().message();
+  EXPECT_EQ(facts->base, PreserveFolder::kBase);
+  EXPECT_EQ(facts->size, PreserveFolder::kSize);
+  EXPECT_EQ(facts->used, 28672u);
+  const auto source = preserve_.tables({PreserveFolder::kBdf});
+  ASSERT_TRUE(source) << source.error().message();
+  const auto roots = *(*source)->roots();
+  ASSERT_THAT(roots, SizeIs(1));
+  EXPECT_EQ(roots[0].physical, PreserveFolder::kRoot);
+  EXPECT_EQ(roots[0].levels, 3u);
+  EXPECT_EQ(roots[0].domain_id, 1u);
+  EXPECT_THAT(
+      *(*source)->contexts(),
+      ElementsAre(ContextEntry{PreserveFolder::kBdf, PreserveFolder::kContext, 0x60003001, 0x101}));
+  const auto page = (*source)->page(PreserveFolder::kRoot);
+  ASSERT_TRUE(page);
+  uint64_t entry = 0;
+  std::memcpy(&entry, *page, sizeof entry);
+  EXPECT_EQ(entry, 0x60004003u);
+}
+
+TEST_F(Pool, HandsOutNoPageBeyondItsBounds) {
+  const auto source = preserve_.tables({PreserveFolder::kBdf});
+  ASSERT_TRUE(source);
+  EXPECT_TRUE((*source)->page(PreserveFolder::kBase));
+  EXPECT_TRUE((*source)->page(PreserveFolder::kBase + PreserveFolder::kSize - 4096));
+  for (const uint64_t at :
+       {uint64_t{0}, PreserveFolder::kBase - 4096, PreserveFolder::kBase + PreserveFolder::kSize,
+        UINT64_MAX - 4095, PreserveFolder::kBase + 8}) {
+    const auto page = (*source)->page(at);
+    ASSERT_FALSE(page) << at;
+    EXPECT_EQ(page.error().code, "HF-TABLES-OUTSIDE");
+    EXPECT_EQ(page.error().exit, Exit::kVerification);
+  }
+}
+
+TEST_F(Pool, BoundsThatNoPoolCanHaveAreNotBelieved) {
+  for (const auto& [name, text] :
+       std::vector<std::pair<std::string, std::string>>{{"pool_base", "4096\n"},
+                                                        {"pool_base", "x\n"},
+                                                        {"pool_base", "-2097152\n"},
+                                                        {"pool_size", "4294967296\n"},
+                                                        {"pool_size", "2097153\n"},
+                                                        {"pool_used", "999999999\n"}}) {
+    const std::string before = folder_.get(name);
+    folder_.put(name, text);
+    EXPECT_EQ(preserve_.pool().error().code, "HF-PRESERVE-LINES") << name << " " << text;
+    folder_.put(name, before);
+  }
+  folder_.put("abi", "2\n");
+  EXPECT_EQ(preserve_.pool().error().code, "HF-PRESERVE-ABI");
+  EXPECT_EQ(preserve_.pool().error().exit, Exit::kUnsupported);
+}
+
+TEST_F(Pool, AFileShorterThanThePoolIsNotMapped) {
+  folder_.put("pool", std::string(8192, '\0'));
+  EXPECT_EQ(code_of_tables(), "HF-PRESERVE-LINES");
+}
+
+TEST_F(Pool, AContextEntryThatIsNotWhatTheLineSaysIsRefused) {
+  folder_.set(PreserveFolder::kContext, 0x60009001);
+  folder_.flush();
+  EXPECT_EQ(code_of_tables(), "HF-PRESERVE-LINES");
+  folder_.set(PreserveFolder::kContext, 0x60003001);
+  folder_.set(PreserveFolder::kContext + 8, 0x102);
+  folder_.flush();
+  EXPECT_EQ(code_of_tables(), "HF-PRESERVE-LINES");
+}
+
+TEST_F(Pool, AContextEntryOutsideThePoolIsRefused) {
+  folder_.put("domains",
+              "domain root=0x60003000 levels=3 state=held pages=3\n"
+              "device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x1180 lo=0x60003001 "
+              "hi=0x101\n");
+  EXPECT_EQ(code_of_tables(), "HF-TABLES-OUTSIDE");
+}
+
+TEST_F(Pool, ADeviceThatTheKernelCutOffIsAVerificationFailureNamingWhy) {
+  folder_.put("domains", "refused 0000:00:03.0 root=0x60003000 unit=dmar0 reason=memory\n");
+  const auto source = preserve_.tables({PreserveFolder::kBdf});
+  ASSERT_FALSE(source);
+  EXPECT_EQ(source.error().code, "HF-TABLES-CUT");
+  EXPECT_EQ(source.error().exit, Exit::kVerification);
+  EXPECT_THAT(source.error().cause, HasSubstr("memory"));
+  EXPECT_THAT(source.error().remedy, HasSubstr("memmap="));
+}
+
+TEST_F(Pool, ADeviceInNoPreservedDomainHasNoReadableTables) {
+  const auto source = preserve_.tables({"0000:00:09.0"});
+  ASSERT_FALSE(source);
+  EXPECT_EQ(source.error().exit, Exit::kUnsupported);
+  EXPECT_EQ(source.error().code, "HF-TABLES-UNREADABLE");
+  folder_.put("pool_size", "0\n");
+  folder_.put("pool_base", "0\n");
+  folder_.put("pool_used", "0\n");
+  EXPECT_EQ(code_of_tables(), "HF-TABLES-UNREADABLE");
+}
+
+TEST_F(Pool, ReleasingWritesTheRootAndNothingElse) {
+  ASSERT_TRUE(preserve_.release(PreserveFolder::kRoot));
+  EXPECT_EQ(folder_.get("release"), "0x60003000\n");
+}
+
+}  // namespace
+}  // namespace holdfast::kernel
