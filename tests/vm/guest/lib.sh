@@ -12,6 +12,8 @@
 EDU=0000:00:10.0
 E1000E=0000:01:00.0
 export EDU E1000E
+# Where a chain on the patched kernel has its NIC.
+NIC=
 
 say() { echo "HOLDFAST-VM: $*"; }
 
@@ -40,6 +42,7 @@ ticks() { sed 's/\([0-9]*\)\.\([0-9]*\) .*/\1\2/' /proc/uptime; }
 vm_boot() {
   state_load
   CHAIN=$(parameter vm.chain)
+  NIC=$(parameter vm.nic)
   # Not from the command line: a scenario may re-use that, or reset the machine.
   STEP=$(cat /state/step 2>/dev/null || echo 1)
   BOOT_ID=$(cat /proc/sys/kernel/random/boot_id)
@@ -203,8 +206,8 @@ boot_files() {
 # reservations are those of this boot, unless MEMMAP names others; holdfast kexec load carries them
 # over by itself.
 next_cmdline() { echo "$(common_cmdline) ${MEMMAP:-$(memmaps)} $*"; }
-common_cmdline() { echo "console=ttyS0 panic=-1 quiet loglevel=4 no_timer_check intel_iommu=on vm.chain=$CHAIN"; }
-memmaps() { tr ' ' '\n' </proc/cmdline | grep '^memmap=' | tr '\n' ' '; }
+common_cmdline() { echo "console=ttyS0 panic=-1 quiet loglevel=4 no_timer_check intel_iommu=on vm.chain=$CHAIN${NIC:+ vm.nic=$NIC}"; }
+memmaps() { tr ' ' '\n' </proc/cmdline | grep -e '^memmap=' -e '^iommu_preserve=' | tr '\n' ' '; }
 
 # plain_load [PARAMETER...]: loads the next kernel with kexec-tools alone, past Holdfast.
 plain_load() {
@@ -228,6 +231,27 @@ leave() {
   fail "this kernel is still running after: $* (exit $leave_status)"
   done_with "$SCENARIO"
   vm_end
+}
+
+# -- the patched kernel -----------------------------------------------------------------------------
+
+# native_is_kept_out BDF: the device's own driver did not get it while it is held.
+native_is_kept_out() {
+  if [ -e "/sys/bus/pci/devices/$1/driver" ]; then
+    fail "a native driver has $1"
+  else
+    say "ok $SCENARIO: no driver has $1"
+  fi
+}
+
+# kernel_is_calm: no warning, splat or unhandled interrupt in the kernel's log.
+kernel_is_calm() {
+  if dmesg | grep -E -A 12 'WARNING:|BUG:|Call Trace|nobody cared|possible recursive|spurious' >/tmp/splat; then
+    sed 's/^/    /' /tmp/splat
+    fail "the kernel's log is not calm"
+  else
+    say "ok $SCENARIO: the kernel's log is calm"
+  fi
 }
 
 # -- Holdfast -----------------------------------------------------------------------------------

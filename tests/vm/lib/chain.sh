@@ -28,6 +28,15 @@ disks() {
     -device "virtio-blk-pci,drive=state,addr=1e.0")
 }
 
+# needs_holdfast CHAIN...: whether any of them uses Holdfast's own binaries.
+needs_holdfast() {
+  local chain
+  for chain; do
+    case $chain in ground | raw-*) ;; *) return 0 ;; esac
+  done
+  return 1
+}
+
 # machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine of the running chain.
 machine() {
   local seconds=$1 cmdline=$2
@@ -40,7 +49,7 @@ run_chain() {
   CHAIN_LOG=$VM_DIR/$CHAIN.log
   rm -f "$CHAIN_LOG" "$VM_DIR/$CHAIN.state" "$VM_DIR/$CHAIN.ok"
   disks "$CHAIN"
-  if "chain_$CHAIN"; then touch "$VM_DIR/$CHAIN.ok"; fi
+  if "chain_${CHAIN//-/_}"; then touch "$VM_DIR/$CHAIN.ok"; fi
   rm -f "$VM_DIR/$CHAIN.state"
 }
 

@@ -56,6 +56,7 @@ build_image() {
   guest_program vmexit vmexit.c
   guest_program raw_dma raw_dma.c edu.c vfio.c
   guest_program raw_loop raw_loop.c e1000e.c vfio.c
+  guest_program raw_adopt raw_adopt.c adopt.c vfio.c
   if [ "${1:-}" = with-holdfast ]; then
     install_holdfast
     client_program edu_driver edu_driver.c driver.c edu.c vfio.c
@@ -67,7 +68,7 @@ build_image() {
   pack "$IMAGE_ROOT" "$VM_DIR/overlay.cpio"
   cat "$BASE_DIR/base.cpio" "$VM_DIR/overlay.cpio" >"$VM_INITRD"
   mkdir -p "$VM_DIR/boot"
-  cp "$BASE_DIR/vmlinuz" "$VM_DIR/boot/vmlinuz"
+  cp "$VM_KERNEL" "$VM_DIR/boot/vmlinuz"
   cp "$VM_INITRD" "$VM_DIR/boot/initrd"
   tar cf "$VM_BOOT_TAR" -C "$VM_DIR/boot" vmlinuz initrd
   rm -rf "${VM_DIR:?}/boot" "$VM_DIR/overlay.cpio"

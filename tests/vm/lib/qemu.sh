@@ -26,8 +26,8 @@ run_machine() {
       -accel tcg,thread=multi -M q35 -cpu max -smp "${VM_CPUS:-2}" -m "$MACHINE_RAM" \
       -nodefaults -display none -serial stdio -monitor none \
       -device isa-debug-exit,iobase=0xf4,iosize=0x04 \
-      -device intel-iommu,intremap=on,caching-mode=on \
-      -kernel "$BASE_DIR/vmlinuz" -initrd "$VM_INITRD" \
+      -device "${VM_IOMMU:-intel-iommu,intremap=on,caching-mode=on}" \
+      -kernel "${VM_FIRST_KERNEL:-$VM_KERNEL}" -initrd "$VM_INITRD" \
       -append "console=ttyS0 panic=-1 quiet loglevel=4 no_timer_check intel_iommu=on $cmdline" "$@" </dev/null
     status=$?
     [ $status = 124 ] && echo "vm: time limit of $limit s reached"

@@ -1,0 +1,214 @@
+#include "adopt.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+// -- the kernel's calls
+// ---------------------------------------------------------------------------------
+
+int adopt_try_open(struct vfio_device* vfio, const char* bdf, int type) {
+  char path[128], link[256];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", bdf);
+  ssize_t length = readlink(path, link, sizeof link - 1);
+  if (length < 0) die("%s", path);
+  link[length] = 0;
+  snprintf(vfio->bdf, sizeof vfio->bdf, "%s", bdf);
+  snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
+  vfio->device = -1;
+  vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+  if (vfio->container < 0) die("/dev/vfio/vfio");
+  vfio->group = open(path, O_RDWR | O_CLOEXEC);
+  int error = vfio->group < 0 ? errno : 0;
+  if (!error && ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container)) error = errno;
+  if (!error && ioctl(vfio->container, VFIO_SET_IOMMU, type)) error = errno;
+  if (!error) return 0;
+  if (vfio->group >= 0) close(vfio->group);
+  close(vfio->container);
+  return error;
+}
+
+void adopt_open(struct vfio_device* vfio, const char* bdf, int type) {
+  int error = adopt_try_open(vfio, bdf, type);
+  errno = error;
+  if (error) die("container of type %d with %s", type, bdf);
+}
+
+int adopt_device(const struct vfio_device* vfio) {
+  int device = ioctl(vfio->group, VFIO_GROUP_GET_DEVICE_FD, vfio->bdf);
+  if (device < 0) die("GET_DEVICE_FD %s", vfio->bdf);
+  return device;
+}
+
+int adopt_map(const struct vfio_device* vfio, uint64_t iova, void* memory, uint64_t size,
+              uint32_t access, uint32_t flags) {
+  struct vfio_iommu_type1_dma_map map = {
+      .argsz = sizeof map,
+      .flags = access | flags,
+      .vaddr = (uintptr_t)memory,
+      .iova = iova,
+      .size = size,
+  };
+  return ioctl(vfio->container, VFIO_IOMMU_MAP_DMA, &map) ? errno : 0;
+}
+
+int adopt_forget(const struct vfio_device* vfio, uint64_t iova, uint64_t size) {
+  struct vfio_iommu_type1_dma_unmap unmap = {
+      .argsz = sizeof unmap, .flags = ADOPT_FORGET, .iova = iova, .size = size};
+  return ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &unmap) ? errno : 0;
+}
+
+void adopt_map_all(const struct vfio_device* vfio, uint8_t* memory, uint32_t flags) {
+  errno = adopt_map(vfio, 0, memory + ADOPT_RING, 0x200000, ADOPT_RW, flags);
+  if (errno) die("map of the ring");
+  for (uint32_t i = 0; i < ADOPT_PAGES; i++) {
+    errno = adopt_map(vfio, ADOPT_BUFFERS_IOVA + i * 4096ull, memory + adopt_page_offset(i), 4096,
+                      ADOPT_RW, flags);
+    if (errno) die("map of buffer page %u", i);
+  }
+  errno =
+      adopt_map(vfio, ADOPT_READ_ONLY_IOVA, memory + ADOPT_READ_ONLY, 0x200000, ADOPT_READ, flags);
+  if (errno) die("map of what is only read");
+}
+
+int adopt_unmap_all(const struct vfio_device* vfio) {
+  int error = vfio_unmap(vfio, 0, 0x200000);
+  for (uint32_t i = 0; i < ADOPT_PAGES && !error; i++)
+    error = vfio_unmap(vfio, ADOPT_BUFFERS_IOVA + i * 4096ull, 4096);
+  return error ? error : vfio_unmap(vfio, ADOPT_READ_ONLY_IOVA, 0x200000);
+}
+
+struct adopt_preserve adopt_preserve(const struct vfio_device* vfio, uint32_t op) {
+  struct adopt_preserve preserve = {.argsz = sizeof preserve, .op = op};
+  if (ioctl(vfio->container, ADOPT_PRESERVE, &preserve)) die("VFIO_IOMMU_PRESERVE %u", op);
+  return preserve;
+}
+
+// -- the ring: Intel 82574, sections 7.1 and 10.2
+// -------------------------------------------------------
+
+enum {
+  kCtrl = 0x0000,
+  kImc = 0x00d8,
+  kRctl = 0x0100,
+  kRdbal = 0x2800,
+  kRdbah = 0x2804,
+  kRdlen = 0x2808,
+  kRdh = 0x2810,
+  kRdt = 0x2818,
+};
+enum {
+  kCtrlFullDuplex = 1u << 0,
+  kCtrlSetLinkUp = 1u << 6,
+  kCtrlReset = 1u << 26,
+  kRctlEnable = 1u << 1,
+  kRctlPromiscuous = 3u << 3,
+  kRctlBroadcast = 1u << 15,
+  kRctlBuffers256 = 3u << 16,
+  kRctlStripCrc = 1u << 26,
+  kDescriptorDone = 1u << 0,
+};
+
+struct receive_descriptor {
+  uint64_t address;
+  uint16_t length, checksum;
+  uint8_t status, errors;
+  uint16_t special;
+};
+_Static_assert(sizeof(struct receive_descriptor) == 16, "legacy descriptor");
+
+static void write32(volatile void* bar, uint32_t at, uint32_t value) {
+  *(volatile uint32_t*)((volatile uint8_t*)bar + at) = value;
+}
+
+static void sleep_ms(long ms) {
+  const struct timespec pause = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000 * 1000};
+  nanosleep(&pause, NULL);
+}
+
+void adopt_ring_start(const struct vfio_device* vfio, uint8_t* memory) {
+  size_t size;
+  volatile void* bar = vfio_map_bar0(vfio, &size);
+  struct receive_descriptor* ring = (struct receive_descriptor*)(memory + ADOPT_RING);
+  vfio_bus_master(vfio, 1);
+  write32(bar, kImc, 0xffffffff);
+  write32(bar, kCtrl, kCtrlReset);
+  sleep_ms(20);
+  write32(bar, kImc, 0xffffffff);
+  write32(bar, kCtrl, kCtrlSetLinkUp | kCtrlFullDuplex);
+  memset(memory + ADOPT_BUFFERS, 0, ADOPT_PAGES * 4096ull);
+  memset(ring, 0, ADOPT_DESCRIPTORS * sizeof *ring);
+  for (uint32_t i = 0; i < ADOPT_DESCRIPTORS; i++)
+    ring[i].address = ADOPT_BUFFERS_IOVA + i * ADOPT_BUFFER;
+  write32(bar, kRdbal, 0);
+  write32(bar, kRdbah, 0);
+  write32(bar, kRdlen, ADOPT_DESCRIPTORS * sizeof *ring);
+  write32(bar, kRdh, 0);
+  write32(bar, kRdt, ADOPT_DESCRIPTORS - 1);
+  write32(bar, kRctl,
+          kRctlEnable | kRctlPromiscuous | kRctlBroadcast | kRctlBuffers256 | kRctlStripCrc);
+}
+
+void adopt_ring_stop(const struct vfio_device* vfio) {
+  size_t size;
+  write32(vfio_map_bar0(vfio, &size), kRctl, 0);
+  sleep_ms(50);
+}
+
+uint32_t adopt_frames(const uint8_t* memory) {
+  const volatile struct receive_descriptor* ring =
+      (const volatile struct receive_descriptor*)(memory + ADOPT_RING);
+  uint32_t low = 0, high = ADOPT_DESCRIPTORS;
+  while (low < high) {
+    uint32_t middle = (low + high) / 2;
+    if (ring[middle].status & kDescriptorDone)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+int adopt_wait_frames(const uint8_t* memory, uint32_t frames) {
+  for (int i = 0; i < 1000; i++) {
+    if (adopt_frames(memory) >= frames) return 0;
+    sleep_ms(20);
+  }
+  return 1;
+}
+
+// -- the mailbox
+// ----------------------------------------------------------------------------------------
+
+void adopt_mailbox_start(struct mailbox* mailbox, const char* dax) {
+  char path[128], text[64] = "";
+  snprintf(path, sizeof path, "/sys/bus/dax/devices/%s/resource", strrchr(dax, '/') + 1);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0 || read(fd, text, sizeof text - 1) <= 0) die("%s", path);
+  close(fd);
+  mailbox->phase = 0;
+  mailbox->context = 0;
+  mailbox->region = strtoull(text, NULL, 16);
+  memcpy(mailbox->magic, "HFMAILBX", 8);
+}
+
+void adopt_note_context(struct mailbox* mailbox, const char* bdf) {
+  char line[512], wanted[64];
+  FILE* domains = fopen("/sys/kernel/iommu_preserve/domains", "re");
+  if (!domains) die("/sys/kernel/iommu_preserve/domains");
+  snprintf(wanted, sizeof wanted, "device %s ", bdf);
+  while (fgets(line, sizeof line, domains)) {
+    const char* context = strstr(line, "context=");
+    if (strncmp(line, wanted, strlen(wanted)) == 0 && context)
+      mailbox->context = strtoull(context + 8, NULL, 16);
+  }
+  fclose(domains);
+  errno = 0;
+  if (!mailbox->context) die("the kernel lists no device %s", bdf);
+}

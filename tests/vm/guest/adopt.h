@@ -1,0 +1,88 @@
+#ifndef HOLDFAST_VM_ADOPT_H
+#define HOLDFAST_VM_ADOPT_H
+
+// What the programs on the patched kernel share: its calls (docs/kernel.md), the layout of the
+// region, and a receive ring that needs nobody. The host knows the same layout
+// (lib/adopt_oracle).
+
+#include <stdint.h>
+
+#include "vfio.h"
+
+// kexec/linux, not in any released header
+#define ADOPT_TYPE1V2_PRESERVED 12
+#define ADOPT_LIVE_UPDATE (1u << 3)
+#define ADOPT_LEAVE_BEHIND (1u << 4)
+#define ADOPT_FORGET (1u << 3)
+#define ADOPT_PRESERVE _IO(';', 126)
+#define ADOPT_QUERY 0u
+#define ADOPT_HOLD 1u
+#define ADOPT_THAW 2u
+#define ADOPT_STATE_HELD 1u
+#define ADOPT_STATE_ARMED 2u
+#define ADOPT_STATE_INHERITED 4u
+#define ADOPT_READ 1u
+#define ADOPT_RW 3u
+
+struct adopt_preserve {
+  uint32_t argsz, op, state, reason;
+};
+
+// The region, by offset: mailbox at 0; ring at 2 MiB, mapped to IOVA 0 as one large page; buffers
+// at 4 MiB, 2048 mappings of 4 KiB in an order that is not the device's; 2 MiB at 12 MiB that the
+// device may only read.
+#define ADOPT_REGION 0x1000000ull
+#define ADOPT_RING 0x200000ull
+#define ADOPT_BUFFERS 0x400000ull
+#define ADOPT_PAGES 2048u
+#define ADOPT_BUFFERS_IOVA 0x40000000ull
+#define ADOPT_READ_ONLY 0xc00000ull
+#define ADOPT_READ_ONLY_IOVA 0x7fe0000000ull
+#define ADOPT_DESCRIPTORS 32768u
+#define ADOPT_BUFFER 256u
+
+/// Where page `index` of the buffers, as the device sees them, is in the region.
+static inline uint64_t adopt_page_offset(uint32_t index) {
+  return ADOPT_BUFFERS + (index * 1201u + 7u) % ADOPT_PAGES * 4096ull;
+}
+
+/// Read by the host.
+enum { ADOPT_RUNNING = 1, ADOPT_HELD, ADOPT_LEAVING, ADOPT_REGISTERED, ADOPT_THAWED };
+struct mailbox {
+  char magic[8];  ///< "HFMAILBX"
+  uint64_t phase;
+  uint64_t region;   ///< physical address of the region
+  uint64_t context;  ///< physical address of the device's context entry, 0 before it is held
+};
+
+/// Opens container and group, and sets the container's type. Ends the program on an error.
+void adopt_open(struct vfio_device* vfio, const char* bdf, int type);
+/// The same, returning errno and closing what it opened.
+int adopt_try_open(struct vfio_device* vfio, const char* bdf, int type);
+/// The device descriptor.
+int adopt_device(const struct vfio_device* vfio);
+/// MAP_DMA. Returns 0 or errno.
+int adopt_map(const struct vfio_device* vfio, uint64_t iova, void* memory, uint64_t size,
+              uint32_t access, uint32_t flags);
+/// UNMAP_DMA with FORGET. Returns 0 or errno.
+int adopt_forget(const struct vfio_device* vfio, uint64_t iova, uint64_t size);
+/// Every mapping of the layout.
+void adopt_map_all(const struct vfio_device* vfio, uint8_t* memory, uint32_t flags);
+/// Returns 0 or the first errno.
+int adopt_unmap_all(const struct vfio_device* vfio);
+struct adopt_preserve adopt_preserve(const struct vfio_device* vfio, uint32_t op);
+
+/// Resets the e1000e and gives it every descriptor of the ring: 32767 frames fit, unattended.
+void adopt_ring_start(const struct vfio_device* vfio, uint8_t* memory);
+/// Stops reception; writes no memory.
+void adopt_ring_stop(const struct vfio_device* vfio);
+/// Frames that arrived since the ring was started.
+uint32_t adopt_frames(const uint8_t* memory);
+/// Waits up to 20 s until there are so many. Returns 0, or 1 if there are not.
+int adopt_wait_frames(const uint8_t* memory, uint32_t frames);
+
+void adopt_mailbox_start(struct mailbox* mailbox, const char* dax);
+/// Notes where the device's context entry is, as the kernel says.
+void adopt_note_context(struct mailbox* mailbox, const char* bdf);
+
+#endif

@@ -1,0 +1,163 @@
+// A ring that continues on its own, without Holdfast: an e1000e whose receive ring the host fills
+// with numbered frames while the kernel is replaced. Needs the patched kernel (kexec/linux).
+//
+//   raw_adopt run BDF DAX [stay|plain|behind]  maps, starts the ring, holds; ends, or stays and
+//   sleeps raw_adopt mark DAX PHASE            tells the host where the story is raw_adopt adopt
+//   BDF DAX             takes the domain up, thaws, continues the ring raw_adopt wrong BDF DAX
+//   everything that must be refused; changes nothing
+//
+// What arrived, and where, is counted by the host alone, in the machine's memory
+// (lib/adopt_oracle).
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "adopt.h"
+#include "vfio.h"
+
+static struct mailbox* mailbox;
+
+static void phase(uint64_t number) {
+  __atomic_store_n(&mailbox->phase, number, __ATOMIC_SEQ_CST);
+  printf("raw_adopt: phase %llu\n", (unsigned long long)number);
+  fflush(stdout);
+}
+
+static void expect(const char* what, int got, int wanted) {
+  if (got == wanted) {
+    printf("raw_adopt: %s: %s, as it should be\n", what, got ? strerror(got) : "done");
+    return;
+  }
+  errno = 0;
+  die("%s: %s instead of %s", what, got ? strerror(got) : "done",
+      wanted ? strerror(wanted) : "done");
+}
+
+// What must not happen to a container or its device while it is held.
+static void check_hold(const struct vfio_device* vfio, uint8_t* memory) {
+  expect("map while held", adopt_map(vfio, 0x200000000, memory + 0xe00000, 0x1000, ADOPT_RW, 0),
+         EBUSY);
+  expect("unmap while held", vfio_unmap(vfio, 0, 0x200000), EBUSY);
+  if (vfio->device >= 0)
+    expect("reset while held", ioctl(vfio->device, VFIO_DEVICE_RESET) ? errno : 0, EBUSY);
+}
+
+// Memory that the next kernel hands out is refused, unless it is to be left behind.
+static void map_anonymous(const struct vfio_device* vfio, int left_behind) {
+  void* memory = mmap(NULL, 0x200000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) die("anonymous memory");
+  expect("map of memory that the next kernel hands out",
+         adopt_map(vfio, 0x300000000, memory, 0x200000, ADOPT_RW, 0), EXDEV);
+  if (left_behind)
+    expect("the same, to be left behind",
+           adopt_map(vfio, 0x300000000, memory, 0x200000, ADOPT_RW, ADOPT_LEAVE_BEHIND), 0);
+}
+
+static int run(const char* bdf, uint8_t* memory, const char* how) {
+  struct vfio_device vfio;
+  int plain = strcmp(how, "plain") == 0;
+  adopt_open(&vfio, bdf, plain ? VFIO_TYPE1v2_IOMMU : ADOPT_TYPE1V2_PRESERVED);
+  vfio.device = adopt_device(&vfio);
+  if (!plain) map_anonymous(&vfio, strcmp(how, "behind") == 0);
+  adopt_map_all(&vfio, memory, 0);
+  adopt_ring_start(&vfio, memory);
+  phase(ADOPT_RUNNING);
+  if (adopt_wait_frames(memory, 300)) die("no frames arrive");
+  if (plain) {
+    phase(ADOPT_HELD);
+    for (;;) pause();
+  }
+  struct adopt_preserve preserve = adopt_preserve(&vfio, ADOPT_HOLD);
+  printf("raw_adopt: held: state 0x%x reason %u\n", preserve.state, preserve.reason);
+  errno = 0;
+  if (!(preserve.state & ADOPT_STATE_ARMED)) die("the hold is not armed");
+  check_hold(&vfio, memory);
+  adopt_note_context(mailbox, bdf);
+  phase(ADOPT_HELD);
+  if (strcmp(how, "stay") == 0)
+    for (;;) pause();
+  return 0;
+}
+
+static int adopt(const char* bdf, uint8_t* memory) {
+  struct vfio_device vfio;
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
+  struct adopt_preserve preserve = adopt_preserve(&vfio, ADOPT_QUERY);
+  printf("raw_adopt: found: state 0x%x\n", preserve.state);
+  errno = 0;
+  if ((preserve.state & (ADOPT_STATE_HELD | ADOPT_STATE_INHERITED)) !=
+      (ADOPT_STATE_HELD | ADOPT_STATE_INHERITED))
+    die("not inherited");
+  adopt_map_all(&vfio, memory, ADOPT_LIVE_UPDATE);
+  vfio.device = adopt_device(&vfio);
+  check_hold(&vfio, memory);
+  phase(ADOPT_REGISTERED);
+  uint32_t before = adopt_frames(memory);
+  if (adopt_wait_frames(memory, before + 300)) die("no frames arrive after registration");
+  adopt_preserve(&vfio, ADOPT_THAW);
+  if (adopt_wait_frames(memory, before + 600)) die("no frames arrive after thaw");
+  expect("map after thaw", adopt_map(&vfio, 0x200000000, memory + 0xe00000, 0x1000, ADOPT_RW, 0),
+         0);
+  expect("unmap after thaw", vfio_unmap(&vfio, 0x200000000, 0x1000), 0);
+  phase(ADOPT_THAWED);
+  adopt_ring_stop(&vfio);
+  expect("unmap of what was adopted", adopt_unmap_all(&vfio), 0);
+  return 0;
+}
+
+static int wrong(const char* bdf, uint8_t* memory) {
+  struct vfio_device vfio;
+  expect("a container of another type", adopt_try_open(&vfio, bdf, VFIO_TYPE1v2_IOMMU), EBUSY);
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
+  expect("other memory",
+         adopt_map(&vfio, 0, memory + 0x400000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE),
+         EADDRNOTAVAIL);
+  expect("fewer permissions",
+         adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_READ, ADOPT_LIVE_UPDATE), EACCES);
+  expect("more permissions",
+         adopt_map(&vfio, ADOPT_READ_ONLY_IOVA, memory + 0xc00000, 0x200000, ADOPT_RW,
+                   ADOPT_LIVE_UPDATE),
+         EACCES);
+  expect("half of a large entry",
+         adopt_map(&vfio, 0, memory + 0x200000, 0x100000, ADOPT_RW, ADOPT_LIVE_UPDATE), EFBIG);
+  expect("more than is mapped",
+         adopt_map(&vfio, 0, memory + 0x200000, 0x400000, ADOPT_RW, ADOPT_LIVE_UPDATE), ENXIO);
+  expect("a range that is not mapped",
+         adopt_map(&vfio, 0x300000000, memory, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), ENXIO);
+  expect("one that is right",
+         adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), 0);
+  expect("the same again",
+         adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), EEXIST);
+  struct adopt_preserve thaw = {.argsz = sizeof thaw, .op = ADOPT_THAW};
+  expect("thaw with entries that nobody registered",
+         ioctl(vfio.container, ADOPT_PRESERVE, &thaw) ? errno : 0, ENOTEMPTY);
+  expect("forget", adopt_forget(&vfio, 0, 0x200000), 0);
+  return 0;
+}
+
+int main(int argc, char** argv) {
+  int dax;
+  errno = 0;
+  if (argc == 4 && strcmp(argv[1], "mark") == 0) {
+    mailbox = map_region(argv[2], ADOPT_REGION, &dax);
+    phase(strtoull(argv[3], NULL, 10));
+    return 0;
+  }
+  if (argc < 4) die("usage: raw_adopt run|adopt|wrong BDF DAX [stay|plain|behind]");
+  uint8_t* memory = map_region(argv[3], ADOPT_REGION, &dax);
+  mailbox = (struct mailbox*)memory;
+  if (strcmp(argv[1], "run") == 0) {
+    adopt_mailbox_start(mailbox, argv[3]);
+    return run(argv[2], memory, argc > 4 ? argv[4] : "leave");
+  }
+  if (strcmp(argv[1], "adopt") == 0) return adopt(argv[2], memory);
+  if (strcmp(argv[1], "wrong") == 0) return wrong(argv[2], memory);
+  die("unknown word %s", argv[1]);
+}
