@@ -159,7 +159,8 @@ Result<std::optional<LiveJournal>> JournalWriter::cut(const Allocate& allocate) 
   if (slots() >= 2) {
     const std::vector<JournalRecord> saved = std::move(pending_);
     pending_ = {header(JournalOp::kLink)};
-    auto linked = commit(allocate, Sync::kNow);
+    // Link and segment with one sync: whichever of the two a crash leaves, the chain ends here.
+    auto linked = commit(allocate, Sync::kWithNextCommit);
     pending_ = saved;
     if (!linked) return std::unexpected(std::move(linked).error());
     if (!*linked) return std::optional<LiveJournal>();

@@ -214,7 +214,9 @@ class Office : public ::testing::Test {
     options.socket_path = socket();
     options.barrier_timeout_ms = 300;
     options.quotas = quotas;
-    auto made = Server::create(std::move(options), std::move(*writer), *port);
+    options.background_checkpoints = background_checkpoints;
+    auto made = Server::create(std::move(options), std::move(*writer),
+                               through ? *through : static_cast<kernel::Port&>(*port));
     ASSERT_TRUE(made) << made.error().message();
     server = std::move(*made);
     if (prepare) prepare(*server);
@@ -270,6 +272,8 @@ class Office : public ::testing::Test {
   Quotas quotas;
   std::unique_ptr<sim::Kernel> kernel;
   std::unique_ptr<sim::SimPort> port;
+  std::unique_ptr<kernel::Port> through;  ///< what the agent sees instead of `port`
+  bool background_checkpoints = true;
   std::unique_ptr<Server> server;
   std::thread thread;
 };
