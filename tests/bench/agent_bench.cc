@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <thread>
 
@@ -129,11 +131,11 @@ class Recorded {
     }
     sync();
   }
-  void call(std::string_view verb, Json arguments = Json::object()) {
+  Json call(std::string_view verb, Json arguments = Json::object()) {
     if (!control_)
       control_ = std::make_unique<protocol::ControlClient>(
           must(protocol::ControlClient::connect(socket())));
-    must(control_->call(verb, std::move(arguments)));
+    return must(control_->call(verb, std::move(arguments))).body;
   }
 
  private:
@@ -168,10 +170,9 @@ class Recorded {
     check(hf_register_memory(connection_, "guest-ram", memory_fd_.get(), region_path.c_str(),
                              &memory_, &error_));
     events_ = std::thread([this] {
-      while (!done_) {
-        hf_dispatch(connection_, nullptr);
-        ::usleep(100);
-      }
+      pollfd ready{hf_event_fd(connection_), POLLIN, 0};
+      while (!done_)
+        if (::poll(&ready, 1, 10) > 0) hf_dispatch(connection_, nullptr);
     });
   }
 
@@ -229,6 +230,7 @@ void freeze_reply(benchmark::State& state, uint64_t count) {
   const off_t unused = ::lseek(file.get(), 0, SEEK_END) - (64 << 10);
   std::vector<std::byte> bytes(16384);
   std::vector<double> ours, floor;
+  std::map<std::string, std::vector<double>> steps;  // as the agent reports them
   uint64_t round = 0;
   for (auto _ : state) {
     ++round;
@@ -242,13 +244,18 @@ void freeze_reply(benchmark::State& state, uint64_t count) {
           ::fdatasync(file.get()) != 0)
         give_up("the floor could not write");
     }));
-    ours.push_back(seconds([&] { recorded.call("freeze", Json{{"policy", "remap"}}); }));
+    Json report;
+    ours.push_back(seconds([&] { report = recorded.call("freeze", Json{{"policy", "remap"}}); }));
     state.SetIterationTime(ours.back());
+    for (const auto& step : report["steps"])
+      steps[step["step"].get<std::string>()].push_back(step["ns"].get<double>());
     recorded.call("thaw");
     recorded.call("checkpoint");
   }
   state.counters["ours"] = median(ours) * 1e6;
   state.counters["floor"] = median(floor) * 1e6;
+  for (const char* step : {"quiesce", "hold", "seal"})
+    state.counters[step] = median(steps[step]) / 1e3;
 }
 BENCHMARK_CAPTURE(freeze_reply, few, kFew)
     ->Name("freeze-reply-65535")
