@@ -22,7 +22,8 @@ constexpr uint64_t kListenerTag = ~uint64_t{0}, kTimerTag = kListenerTag - 1,
                    kClientsTag = kListenerTag - 4;
 /// Doorbells share the client epoll with sockets: the tag is the peer's id with this bit set.
 constexpr uint64_t kDoorbellBit = uint64_t{1} << 62;
-constexpr int kMessagesPerTurn = 16;  ///< per peer, so that nobody starves the others
+constexpr int kMessagesPerTurn = 16;        ///< per peer, so that nobody starves the others
+constexpr uint32_t kSpareConnections = 16;  ///< of each uid, for control peers and newcomers
 constexpr auto kGreetingTime = std::chrono::seconds(5);
 constexpr auto kHousekeeping = std::chrono::seconds(1);
 
@@ -39,6 +40,12 @@ void consume(BorrowedFd counter) {
   uint64_t value = 0;
   // The value does not matter, and EAGAIN only means that somebody else was faster.
   [[maybe_unused]] const ssize_t n = ::read(counter.get(), &value, sizeof value);
+}
+
+Error too_many(uint32_t uid, uint32_t most, std::string_view what) {
+  return refuse(Exit::kRefused, "HF-QUOTA", fmt::format("uid {}", uid),
+                fmt::format("has {} {} already", most, what), "end some")
+      .error();
 }
 
 // What files/ answers to ordinary questions, a lookup of a name that is not there above all: no
@@ -139,13 +146,10 @@ void Server::Impl::accept_peers() {
     peer->id = next_peer++;
     peer->socket = std::move(socket);
     peer->who = std::move(*who);
-    if (peers_of(peer->who.owner.uid) >= options.quotas.clients_per_uid) {
-      answer_error(*peer,
-                   refuse(Exit::kRefused, "HF-QUOTA", fmt::format("uid {}", peer->who.owner.uid),
-                          fmt::format("has {} connections already", options.quotas.clients_per_uid),
-                          "close some, or raise the quota")
-                       .error(),
-                   0);
+    // Beyond the clients' quota, which counts from HELLO on, there is room for the operator.
+    const uint32_t most = options.quotas.clients_per_uid + kSpareConnections;
+    if (peers_of(peer->who.owner.uid) >= most) {
+      answer_error(*peer, too_many(peer->who.owner.uid, most, "connections"), 0);
       continue;
     }
     if (watch(main_epoll, peer->socket, peer->id)) peers.emplace(peer->id, std::move(peer));
@@ -207,6 +211,9 @@ void Server::Impl::on_message(Peer& peer, protocol::Received received) {
 void Server::Impl::greet(Peer& peer, const protocol::Hello& hello) {
   auto version = protocol::choose_version(hello);
   if (!version) return violation(peer, version.error());
+  const uint32_t uid = peer.who.owner.uid;
+  if (hello.role == protocol::Role::kClient && clients_of(uid) >= options.quotas.clients_per_uid)
+    return violation(peer, too_many(uid, options.quotas.clients_per_uid, "clients"));
   peer.version = *version;
   peer.program = hello.program;
   peer.role = hello.role;
@@ -350,6 +357,13 @@ uint32_t Server::Impl::peers_of(uint32_t uid) const {
   uint32_t count = 0;
   for (const auto& [id, peer] : peers)
     if (!peer->closed && peer->who.owner.uid == uid) ++count;
+  return count;
+}
+
+uint32_t Server::Impl::clients_of(uint32_t uid) const {
+  uint32_t count = 0;
+  for (const auto& [id, peer] : peers)
+    if (!peer->closed && peer->ring && peer->who.owner.uid == uid) ++count;
   return count;
 }
 

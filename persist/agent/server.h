@@ -24,7 +24,8 @@ namespace holdfast::agent {
 
 /// Limits on what one user and one client may take. Root and the agent's own uid have them too.
 struct Quotas {
-  uint32_t clients_per_uid = 64;
+  /// Programs of libholdfast. Control peers do not count: the operator's command always gets in.
+  uint32_t clients_per_uid = 256;
   uint32_t containers_per_client = 32;
   uint32_t devices_per_container = 16;
   uint32_t regions_per_client = 64;

@@ -78,7 +78,8 @@ struct Server::Impl {
   void sweep();
   void arm_timer(bool armed);
   void housekeeping();
-  [[nodiscard]] uint32_t peers_of(uint32_t uid) const;
+  [[nodiscard]] uint32_t peers_of(uint32_t uid) const;    ///< connections of any kind
+  [[nodiscard]] uint32_t clients_of(uint32_t uid) const;  ///< that have a ring
   [[nodiscard]] bool is_privileged(uint32_t uid) const;
 
   // -- recording.cc

@@ -272,6 +272,7 @@ class Quota : public Hostile {
  protected:
   static World::Options tight() {
     World::Options out;
+    out.server.quotas.clients_per_uid = 3;
     out.server.quotas.containers_per_client = 1;
     out.server.quotas.regions_per_client = 1;
     out.server.quotas.mappings_per_client = 3;
@@ -298,6 +299,17 @@ TEST_F(Quota, WhatIsTooMuchIsRefusedByName) {
   victim.ack(protocol::Sync{});
   EXPECT_EQ(world.container("vm0")["mappings"], 3);
   EXPECT_THAT(world.container("vm0")["incomplete"].dump(), HasSubstr("3 mappings already"));
+}
+
+TEST_F(Quota, AsManyClientsAsThereMayBeLeaveRoomForTheOperator) {
+  const RawClient second(world), third(world);
+  const UniqueFd socket = must(protocol::connect_to(world.socket()));
+  const auto fourth = protocol::shake_hands(socket, protocol::Role::kClient, "fourth", 5000);
+  ASSERT_FALSE(fourth);
+  EXPECT_EQ(fourth.error().code, "HF-QUOTA");
+  EXPECT_THAT(fourth.error().cause, HasSubstr("3 clients already"));
+  world.call("checkpoint");
+  expect_unharmed();
 }
 
 }  // namespace
