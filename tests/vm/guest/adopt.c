@@ -3,9 +3,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
@@ -77,6 +79,18 @@ void adopt_map_all(const struct vfio_device* vfio, uint8_t* memory, uint32_t fla
   if (errno) die("map of what is only read");
 }
 
+void adopt_map_behind(const struct vfio_device* vfio, uint8_t* memory, uint8_t* other) {
+  errno = adopt_map(vfio, 0, memory + ADOPT_RING, 0x200000, ADOPT_RW, 0);
+  if (errno) die("map of the ring");
+  for (uint32_t i = 0; i < ADOPT_PAGES; i++) {
+    int keep = i < ADOPT_BEHIND * ADOPT_BUFFER / 4096;
+    errno = adopt_map(vfio, ADOPT_BUFFERS_IOVA + i * 4096ull,
+                      keep ? memory + adopt_page_offset(i) : other + i * 4096ull, 4096, ADOPT_RW,
+                      keep ? 0 : ADOPT_LEAVE_BEHIND);
+    if (errno) die("map of buffer page %u", i);
+  }
+}
+
 int adopt_unmap_all(const struct vfio_device* vfio) {
   int error = vfio_unmap(vfio, 0, 0x200000);
   for (uint32_t i = 0; i < ADOPT_PAGES && !error; i++)
@@ -95,7 +109,10 @@ struct adopt_preserve adopt_preserve(const struct vfio_device* vfio, uint32_t op
 
 enum {
   kCtrl = 0x0000,
+  kIms = 0x00d0,
   kImc = 0x00d8,
+  kEiac = 0x00dc,
+  kIvar = 0x00e4,
   kRctl = 0x0100,
   kRdbal = 0x2800,
   kRdbah = 0x2804,
@@ -113,6 +130,8 @@ enum {
   kRctlBuffers256 = 3u << 16,
   kRctlStripCrc = 1u << 26,
   kDescriptorDone = 1u << 0,
+  kReceiveQueue0 = 1u << 20,  // in EIAC, IMS, IMC
+  kIvarValid = 1u << 3,       // receive queue 0: vector in bits 0-2
 };
 
 struct receive_descriptor {
@@ -183,6 +202,42 @@ int adopt_wait_frames(const uint8_t* memory, uint32_t frames) {
   return 1;
 }
 
+int adopt_interrupt(const struct vfio_device* vfio) {
+  char space[sizeof(struct vfio_irq_set) + sizeof(int)] __attribute__((aligned(8)));
+  struct vfio_irq_set* set = (struct vfio_irq_set*)space;
+  int event = eventfd(0, EFD_CLOEXEC);
+  if (event < 0) die("eventfd");
+  set->argsz = sizeof space;
+  set->flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
+  set->index = VFIO_PCI_MSIX_IRQ_INDEX;
+  set->start = 0;
+  set->count = 1;
+  memcpy(set->data, &event, sizeof event);
+  if (ioctl(vfio->device, VFIO_DEVICE_SET_IRQS, set)) die("SET_IRQS");
+  return event;
+}
+
+void adopt_interrupt_on(const struct vfio_device* vfio) {
+  size_t size;
+  volatile void* bar = vfio_map_bar0(vfio, &size);
+  write32(bar, kIvar, kIvarValid);
+  write32(bar, kEiac, kReceiveQueue0);
+  write32(bar, kIms, kReceiveQueue0);
+}
+
+void adopt_interrupt_off(const struct vfio_device* vfio) {
+  size_t size;
+  write32(vfio_map_bar0(vfio, &size), kImc, 0xffffffff);
+}
+
+uint64_t adopt_interrupts(int event, int timeout_ms) {
+  struct pollfd wait = {.fd = event, .events = POLLIN};
+  uint64_t count = 0;
+  if (poll(&wait, 1, timeout_ms) == 1 && read(event, &count, sizeof count) != sizeof count)
+    count = 0;
+  return count;
+}
+
 // -- the mailbox
 // ----------------------------------------------------------------------------------------
 
@@ -195,7 +250,8 @@ void adopt_mailbox_start(struct mailbox* mailbox, const char* dax) {
   mailbox->phase = 0;
   mailbox->context = 0;
   mailbox->region = strtoull(text, NULL, 16);
-  memcpy(mailbox->magic, "HFMAILBX", 8);
+  memcpy(mailbox->magic, "HFMAILB", 7);
+  mailbox->magic[7] = strpbrk(dax, "0123456789")[0];
 }
 
 void adopt_note_context(struct mailbox* mailbox, const char* bdf) {

@@ -47,9 +47,9 @@ static inline uint64_t adopt_page_offset(uint32_t index) {
 }
 
 /// Read by the host.
-enum { ADOPT_RUNNING = 1, ADOPT_HELD, ADOPT_LEAVING, ADOPT_REGISTERED, ADOPT_THAWED };
+enum { ADOPT_RUNNING = 1, ADOPT_HELD, ADOPT_LEAVING, ADOPT_REGISTERED, ADOPT_THAWING, ADOPT_DONE };
 struct mailbox {
-  char magic[8];  ///< "HFMAILBX"
+  char magic[8];  ///< "HFMAILB" and the number of the dax device
   uint64_t phase;
   uint64_t region;   ///< physical address of the region
   uint64_t context;  ///< physical address of the device's context entry, 0 before it is held
@@ -68,6 +68,9 @@ int adopt_map(const struct vfio_device* vfio, uint64_t iova, void* memory, uint6
 int adopt_forget(const struct vfio_device* vfio, uint64_t iova, uint64_t size);
 /// Every mapping of the layout.
 void adopt_map_all(const struct vfio_device* vfio, uint8_t* memory, uint32_t flags);
+/// The same, but buffers from the ADOPT_BEHIND-th on in other memory, to be left behind.
+#define ADOPT_BEHIND 8192u
+void adopt_map_behind(const struct vfio_device* vfio, uint8_t* memory, uint8_t* other);
 /// Returns 0 or the first errno.
 int adopt_unmap_all(const struct vfio_device* vfio);
 struct adopt_preserve adopt_preserve(const struct vfio_device* vfio, uint32_t op);
@@ -81,6 +84,16 @@ uint32_t adopt_frames(const uint8_t* memory);
 /// Waits up to 20 s until there are so many. Returns 0, or 1 if there are not.
 int adopt_wait_frames(const uint8_t* memory, uint32_t frames);
 
+/// Sets up MSI-X vector 0 with an eventfd, which is returned; the device is not told to use it.
+int adopt_interrupt(const struct vfio_device* vfio);
+/// Has every received frame raise vector 0, or no longer.
+void adopt_interrupt_on(const struct vfio_device* vfio);
+void adopt_interrupt_off(const struct vfio_device* vfio);
+/// Waits up to so many milliseconds for the eventfd; returns and clears its count, 0 if nothing
+/// came.
+uint64_t adopt_interrupts(int event, int timeout_ms);
+
+/// `dax` is /dev/daxN.0; the host tells several mailboxes by N.
 void adopt_mailbox_start(struct mailbox* mailbox, const char* dax);
 /// Notes where the device's context entry is, as the kernel says.
 void adopt_note_context(struct mailbox* mailbox, const char* bdf);

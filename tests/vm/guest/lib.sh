@@ -14,6 +14,7 @@ E1000E=0000:01:00.0
 export EDU E1000E
 # Where a chain on the patched kernel has its NIC.
 NIC=
+export NIC
 
 say() { echo "HOLDFAST-VM: $*"; }
 
@@ -53,7 +54,7 @@ vm_boot() {
   fi
   echo "$BOOT_ID" >>/state/boots
   # shellcheck source=/dev/null
-  . "/vm/chains/$CHAIN.sh"
+  . "/vm/chains/$(parameter vm.script).sh"
   "step$STEP"
   vm_end
 }
@@ -206,7 +207,8 @@ boot_files() {
 # reservations are those of this boot, unless MEMMAP names others; holdfast kexec load carries them
 # over by itself.
 next_cmdline() { echo "$(common_cmdline) ${MEMMAP:-$(memmaps)} $*"; }
-common_cmdline() { echo "console=ttyS0 panic=-1 quiet loglevel=4 no_timer_check intel_iommu=on vm.chain=$CHAIN${NIC:+ vm.nic=$NIC}"; }
+common_cmdline() { echo "console=ttyS0 panic=-1 quiet loglevel=4 no_timer_check intel_iommu=on $(vm_options)"; }
+vm_options() { tr ' ' '\n' </proc/cmdline | grep -e '^vm\.' -e '^vfio_iommu_type1\.' | tr '\n' ' '; }
 memmaps() { tr ' ' '\n' </proc/cmdline | grep -e '^memmap=' -e '^iommu_preserve=' | tr '\n' ' '; }
 
 # plain_load [PARAMETER...]: loads the next kernel with kexec-tools alone, past Holdfast.
@@ -246,7 +248,7 @@ native_is_kept_out() {
 
 # kernel_is_calm: no warning, splat or unhandled interrupt in the kernel's log.
 kernel_is_calm() {
-  if dmesg | grep -E -A 12 'WARNING:|BUG:|Call Trace|nobody cared|possible recursive|spurious' >/tmp/splat; then
+  if dmesg | grep -E -A 12 'WARNING:|BUG:|nobody cared|[Ss]purious|protection fault' >/tmp/splat; then
     sed 's/^/    /' /tmp/splat
     fail "the kernel's log is not calm"
   else

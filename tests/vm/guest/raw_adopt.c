@@ -1,10 +1,15 @@
 // A ring that continues on its own, without Holdfast: an e1000e whose receive ring the host fills
 // with numbered frames while the kernel is replaced. Needs the patched kernel (kexec/linux).
 //
-//   raw_adopt run BDF DAX [stay|plain|behind]  maps, starts the ring, holds; ends, or stays and
-//   sleeps raw_adopt mark DAX PHASE            tells the host where the story is raw_adopt adopt
-//   BDF DAX             takes the domain up, thaws, continues the ring raw_adopt wrong BDF DAX
-//   everything that must be refused; changes nothing
+//   raw_adopt run BDF DAX [HOW]   maps, starts the ring, holds, ends. HOW: stay (sleeps instead of
+//                                 ending), interrupts (MSI-X for every frame, stays), behind (most
+//                                 buffers in memory that is left behind), unarmed (the hold must
+//                                 not arm), plain (no opt-in, stays)
+//   raw_adopt mark DAX PHASE      tells the host where the story is
+//   raw_adopt rearm BDF DAX       arms for the next kernel, registers nothing
+//   raw_adopt wrong BDF DAX       everything that must be refused; changes nothing
+//   raw_adopt fresh BDF DAX       opts in with a device that was blocked: nothing is inherited
+//   raw_adopt adopt BDF DAX       takes the domain up, thaws, continues the ring, unmaps
 //
 // What arrived, and where, is counted by the host alone, in the machine's memory
 // (lib/adopt_oracle).
@@ -49,41 +54,69 @@ static void check_hold(const struct vfio_device* vfio, uint8_t* memory) {
     expect("reset while held", ioctl(vfio->device, VFIO_DEVICE_RESET) ? errno : 0, EBUSY);
 }
 
-// Memory that the next kernel hands out is refused, unless it is to be left behind.
-static void map_anonymous(const struct vfio_device* vfio, int left_behind) {
-  void* memory = mmap(NULL, 0x200000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) die("anonymous memory");
-  expect("map of memory that the next kernel hands out",
-         adopt_map(vfio, 0x300000000, memory, 0x200000, ADOPT_RW, 0), EXDEV);
-  if (left_behind)
-    expect("the same, to be left behind",
-           adopt_map(vfio, 0x300000000, memory, 0x200000, ADOPT_RW, ADOPT_LEAVE_BEHIND), 0);
-}
-
-static int run(const char* bdf, uint8_t* memory, const char* how) {
+static void run(const char* bdf, uint8_t* memory, const char* how) {
   struct vfio_device vfio;
-  int plain = strcmp(how, "plain") == 0;
+  int plain = strcmp(how, "plain") == 0, behind = strcmp(how, "behind") == 0;
+  int stay = plain || strcmp(how, "stay") == 0 || strcmp(how, "interrupts") == 0;
   adopt_open(&vfio, bdf, plain ? VFIO_TYPE1v2_IOMMU : ADOPT_TYPE1V2_PRESERVED);
   vfio.device = adopt_device(&vfio);
-  if (!plain) map_anonymous(&vfio, strcmp(how, "behind") == 0);
-  adopt_map_all(&vfio, memory, 0);
+  uint8_t* anonymous = mmap(NULL, ADOPT_PAGES * 4096ull, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (anonymous == MAP_FAILED) die("anonymous memory");
+  if (!plain)
+    expect("map of memory that the next kernel hands out",
+           adopt_map(&vfio, 0x300000000, anonymous, 0x200000, ADOPT_RW, 0), EXDEV);
+  if (behind)
+    adopt_map_behind(&vfio, memory, anonymous);
+  else
+    adopt_map_all(&vfio, memory, 0);
   adopt_ring_start(&vfio, memory);
+  if (strcmp(how, "interrupts") == 0) {
+    int event = adopt_interrupt(&vfio);
+    adopt_interrupt_on(&vfio);
+    phase(ADOPT_RUNNING);
+    errno = 0;
+    if (adopt_interrupts(event, 20000) == 0) die("no interrupt for a frame");
+  }
   phase(ADOPT_RUNNING);
   if (adopt_wait_frames(memory, 300)) die("no frames arrive");
-  if (plain) {
-    phase(ADOPT_HELD);
-    for (;;) pause();
+  if (!plain) {
+    struct adopt_preserve preserve = adopt_preserve(&vfio, ADOPT_HOLD);
+    int armed = (preserve.state & ADOPT_STATE_ARMED) != 0;
+    printf("raw_adopt: held: state 0x%x reason %u\n", preserve.state, preserve.reason);
+    errno = 0;
+    if (armed == (strcmp(how, "unarmed") == 0)) die("the hold is%s armed", armed ? "" : " not");
+    check_hold(&vfio, memory);
+    adopt_note_context(mailbox, bdf);
   }
+  phase(ADOPT_HELD);
+  if (stay)
+    for (;;) pause();
+}
+
+// What a kernel does that is only passed through: arms what it inherited for the next one,
+// registers nothing.
+static int rearm(const char* bdf) {
+  struct vfio_device vfio;
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
   struct adopt_preserve preserve = adopt_preserve(&vfio, ADOPT_HOLD);
-  printf("raw_adopt: held: state 0x%x reason %u\n", preserve.state, preserve.reason);
+  printf("raw_adopt: armed again: state 0x%x reason %u\n", preserve.state, preserve.reason);
   errno = 0;
   if (!(preserve.state & ADOPT_STATE_ARMED)) die("the hold is not armed");
-  check_hold(&vfio, memory);
-  adopt_note_context(mailbox, bdf);
-  phase(ADOPT_HELD);
-  if (strcmp(how, "stay") == 0)
-    for (;;) pause();
   return 0;
+}
+
+// The owner's first interrupt: raised once for what may have been missed, then by a frame.
+static void check_interrupt(const struct vfio_device* vfio) {
+  int event = adopt_interrupt(vfio);
+  uint64_t raised = adopt_interrupts(event, 500);
+  printf("raw_adopt: raised at set-up: %llu\n", (unsigned long long)raised);
+  errno = 0;
+  if (raised == 0) die("what may have been missed is not made up for");
+  adopt_interrupt_on(vfio);
+  if (adopt_interrupts(event, 5000) == 0) die("no interrupt for a frame after adoption");
+  printf("raw_adopt: an interrupt for a frame after adoption\n");
+  adopt_interrupt_off(vfio);
 }
 
 static int adopt(const char* bdf, uint8_t* memory) {
@@ -99,16 +132,30 @@ static int adopt(const char* bdf, uint8_t* memory) {
   vfio.device = adopt_device(&vfio);
   check_hold(&vfio, memory);
   phase(ADOPT_REGISTERED);
+  check_interrupt(&vfio);
   uint32_t before = adopt_frames(memory);
   if (adopt_wait_frames(memory, before + 300)) die("no frames arrive after registration");
+  phase(ADOPT_THAWING);
   adopt_preserve(&vfio, ADOPT_THAW);
   if (adopt_wait_frames(memory, before + 600)) die("no frames arrive after thaw");
   expect("map after thaw", adopt_map(&vfio, 0x200000000, memory + 0xe00000, 0x1000, ADOPT_RW, 0),
          0);
   expect("unmap after thaw", vfio_unmap(&vfio, 0x200000000, 0x1000), 0);
-  phase(ADOPT_THAWED);
+  phase(ADOPT_DONE);
   adopt_ring_stop(&vfio);
   expect("unmap of what was adopted", adopt_unmap_all(&vfio), 0);
+  return 0;
+}
+
+static int fresh(const char* bdf, uint8_t* memory) {
+  struct vfio_device vfio;
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
+  struct adopt_preserve preserve = adopt_preserve(&vfio, ADOPT_QUERY);
+  errno = 0;
+  if (preserve.state) die("state 0x%x", preserve.state);
+  vfio.device = adopt_device(&vfio);
+  expect("live update of a container that is not held",
+         adopt_map(&vfio, 0, memory + ADOPT_RING, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), EINVAL);
   return 0;
 }
 
@@ -150,14 +197,18 @@ int main(int argc, char** argv) {
     phase(strtoull(argv[3], NULL, 10));
     return 0;
   }
-  if (argc < 4) die("usage: raw_adopt run|adopt|wrong BDF DAX [stay|plain|behind]");
+  if (argc < 4) die("usage: raw_adopt run|rearm|wrong|fresh|adopt BDF DAX [HOW]");
   uint8_t* memory = map_region(argv[3], ADOPT_REGION, &dax);
   mailbox = (struct mailbox*)memory;
   if (strcmp(argv[1], "run") == 0) {
     adopt_mailbox_start(mailbox, argv[3]);
-    return run(argv[2], memory, argc > 4 ? argv[4] : "leave");
+    run(argv[2], memory, argc > 4 ? argv[4] : "leave");
+    return 0;
   }
   if (strcmp(argv[1], "adopt") == 0) return adopt(argv[2], memory);
+  if (strcmp(argv[1], "rearm") == 0) return rearm(argv[2]);
+  if (strcmp(argv[1], "rearm") == 0) return rearm(argv[2]);
+  if (strcmp(argv[1], "fresh") == 0) return fresh(argv[2], memory);
   if (strcmp(argv[1], "wrong") == 0) return wrong(argv[2], memory);
   die("unknown word %s", argv[1]);
 }

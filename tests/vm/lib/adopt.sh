@@ -1,45 +1,56 @@
 # shellcheck shell=bash
 # The machines of the chains on the patched kernel (adopt.list): their RAM is a shared file, frames
 # come in through a UDP socket, and an oracle on the host counts what arrives where. Sourced by `run`.
-# shellcheck disable=SC2154 # $here, $VM_DIR and the like are set by `run`
+# shellcheck disable=SC2154,SC2034 # variables of `run` and for it
 
-POOL=iommu_preserve=16M@1344M
+POOL=iommu_preserve=16M@1344M # 0x54000000
+SECOND_MEMMAP=memmap=64M!1152M
 # On the root bus; a hotplug port above a device makes it one that cannot be preserved.
-NIC_DEVICE=(-device "e1000e,netdev=net,addr=10.0")
+NIC_DEVICE=(-device "e1000e,netdev=net0,addr=10.0")
 NIC_BEHIND_PORT=(-device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off"
-  -device "e1000e,bus=slot1,netdev=net")
+  -device "e1000e,bus=slot1,netdev=net0")
+ROOT_BUS="vm.nic=0000:00:10.0"
 
 # What QEMU itself says about translation faults and invalidations.
 VTD_TRACES=(-trace vtd_dmar_fault -trace vtd_inv_desc_cc_device -trace vtd_inv_desc_iotlb_domain
   -trace vtd_inv_desc_iotlb_pages)
 
-# adopt_machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine under the oracle's eyes. What the oracle
-# saw is in $VM_DIR/$CHAIN.oracle afterwards, and in the log.
+# free_ports N: so many UDP ports that nobody uses.
+free_ports() {
+  python3 -c 'import socket, sys
+held = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(int(sys.argv[1]))]
+for one in held: one.bind(("127.0.0.1", 0))
+print(*(one.getsockname()[1] for one in held))' "$1"
+}
+
+# adopt_machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine under the eyes of an oracle for each NIC
+# (ORACLES, default 1), sending RATE frames a second, the first one flipping a bit of DAMAGE. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
+# afterwards, and in the log.
 adopt_machine() {
-  local ram=$VM_DIR/$CHAIN.ram ports status=0 oracle
+  local ram=$VM_DIR/$CHAIN.ram ports status=0 oracles=() nets=() n=0
   [ -w /dev/shm ] && ram=$(mktemp /dev/shm/holdfast-vm.XXXXXX)
   # shellcheck disable=SC2064 # the name as it is now
   trap "rm -f '$ram'" EXIT
   truncate -s "$MACHINE_RAM" "$ram"
-  read -r -a ports < <(python3 -c 'import socket
-a, b = socket.socket(type=socket.SOCK_DGRAM), socket.socket(type=socket.SOCK_DGRAM)
-a.bind(("127.0.0.1", 0)); b.bind(("127.0.0.1", 0))
-print(a.getsockname()[1], b.getsockname()[1])')
-  "$here/lib/adopt_oracle" --ram "$ram" --to "${ports[0]}" --from "${ports[1]}" \
-    --out "$VM_DIR/$CHAIN.oracle" 2>"$VM_DIR/$CHAIN.oracle.err" &
-  oracle=$!
-  machine "$1" "$2 $POOL" -no-reboot -machine memory-backend=ram \
+  read -r -a ports < <(free_ports $((2 * ${ORACLES:-1})))
+  while [ $n -lt "${ORACLES:-1}" ]; do
+    "$here/lib/adopt_oracle" --ram "$ram" --to "${ports[2 * n]}" --from "${ports[2 * n + 1]}" \
+      --out "$VM_DIR/$CHAIN.oracle.$n" --rate "${RATE:-1200}" --id $n \
+      --pool 0x54000000 --damage "${DAMAGE:-none}" 2>"$VM_DIR/$CHAIN.oracle.err" &
+    oracles+=($!)
+    nets+=(-netdev "socket,id=net$n,udp=127.0.0.1:${ports[2 * n + 1]},localaddr=127.0.0.1:${ports[2 * n]}")
+    n=$((n + 1))
+  done
+  machine "$1" "$2 $POOL vm.scenario=$CHAIN" -no-reboot -machine memory-backend=ram \
     -object "memory-backend-file,id=ram,size=$MACHINE_RAM,mem-path=$ram,share=on" \
-    -netdev "socket,id=net,udp=127.0.0.1:${ports[1]},localaddr=127.0.0.1:${ports[0]}" \
-    "${VTD_TRACES[@]}" "${@:3}" || status=1
-  kill "$oracle" 2>/dev/null
-  wait "$oracle" || status=1
+    "${nets[@]}" "${VTD_TRACES[@]}" "${@:3}" || status=1
+  kill "${oracles[@]}" 2>/dev/null
+  wait "${oracles[@]}" || status=1
   rm -f "$ram"
-  sed 's/^/oracle: /' "$VM_DIR/$CHAIN.oracle" | stamp >>"$CHAIN_LOG"
+  for ((n = 0; n < ${ORACLES:-1}; n++)); do
+    sed "s/^/oracle $n: /" "$VM_DIR/$CHAIN.oracle.$n" | stamp >>"$CHAIN_LOG"
+  done
   cat "$VM_DIR/$CHAIN.oracle.err" >>"$CHAIN_LOG"
-  echo "oracle: faults $(grep -c vtd_dmar_fault "$CHAIN_LOG")" | stamp >>"$CHAIN_LOG"
-  # The guest's last line must stay the last.
-  echo "vm: qemu exit status $VM_GOOD_EXIT" | stamp >>"$CHAIN_LOG"
   return $status
 }
 
@@ -59,32 +70,128 @@ aimed_invalidations() {
     END { print device[name] + domain[did] + 0 }' "$CHAIN_LOG"
 }
 
-# saw KEY OPERATOR NUMBER: what the oracle counted; a chain fails on it.
+# saw KEY OPERATOR VALUE [ORACLE]: what the oracle counted; a chain fails on it. Faults are those of the
+# held device, HELD_SID (0x80: 00:10.0).
 saw() {
   local value
-  if [ "$1" = faults ]; then
-    value=$(grep -c vtd_dmar_fault "$CHAIN_LOG" || true)
-  elif [ "$1" = invalidations ]; then
-    value=$(aimed_invalidations)
-  else
-    value=$(sed -n "s/^$1 //p" "$VM_DIR/$CHAIN.oracle")
-  fi
-  [ "$value" "$2" "$3" ] && return
-  echo "HOLDFAST-VM: FAIL ${4:-$CHAIN}: the host saw $1 $value, not $2 $3" | stamp >>"$CHAIN_LOG"
+  case $1 in
+    faults) value=$(grep -c "vtd_dmar_fault sid ${HELD_SID:-0x80} " "$CHAIN_LOG" || true) ;;
+    invalidations) value=$(aimed_invalidations) ;;
+    *) value=$(sed -n "s/^$1 //p" "$VM_DIR/$CHAIN.oracle.${4:-0}") ;;
+  esac
+  case $2 in
+    =) [ "$value" = "$3" ] && return ;;
+    -eq) [ "$value" -eq "$3" ] && return ;;
+    -ge) [ "$value" -ge "$3" ] && return ;;
+    -le) [ "$value" -le "$3" ] && return ;;
+  esac
+  echo "HOLDFAST-VM: FAIL $CHAIN: the host saw $1 $value, not $2 $3" | stamp >>"$CHAIN_LOG"
   return 1
 }
 
-# nothing_amiss: no frame lost, misplaced, or anywhere else.
-nothing_amiss() {
-  saw wrong -eq 0 && saw strays -eq 0 && saw faults -eq 0
-}
-
-# went_on: the bar for a device that was adopted.
+# went_on: the bar for a device that was adopted: no frame lost, misplaced or anywhere else, no fault,
+# nothing that the device or QEMU could have noticed.
 went_on() {
-  nothing_amiss && saw during -ge 2000 && saw registered -eq 1 && saw table-change = - &&
-    saw table-samples -ge 100 && saw invalidations -eq 0
+  saw wrong -eq 0 && saw strays -eq 0 && saw faults -eq 0 && saw during -ge 2000 &&
+    saw registered -eq 1 && saw finished -eq 1 && saw table-change = - && saw table-samples -ge 100 &&
+    saw invalidations -eq 0
 }
 
-chain_raw_live() {
-  adopt_machine 150 "$REGION_MEMMAP vm.nic=0000:00:10.0" "${NIC_DEVICE[@]}" && went_on
+# stopped: nothing arrived once the old kernel had left, and nothing went anywhere else.
+stopped() { saw wrong -eq 0 && saw strays -eq 0 && saw during -le 1200 && saw registered -eq 0; }
+
+# -- the chains: one scenario each, of the same name -----------------------------------------------------
+
+
+raw_chain() { SCRIPT=raw adopt_machine "$@"; }
+
+chain_adopt_live() { raw_chain 150 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on; }
+
+chain_adopt_root_port() {
+  HELD_SID=0x100
+  raw_chain 150 "$REGION_MEMMAP vm.nic=0000:01:00.0" "${NIC_BEHIND_PORT[@]}" && went_on
+}
+
+chain_adopt_48_bits() {
+  VM_IOMMU=intel-iommu,intremap=on,caching-mode=on,aw-bits=48
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on
+}
+
+chain_adopt_no_caching_mode() {
+  VM_IOMMU=intel-iommu,intremap=on
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on
+}
+
+chain_adopt_no_intremap() {
+  VM_IOMMU=intel-iommu,intremap=off,caching-mode=on
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vfio_iommu_type1.allow_unsafe_interrupts=1" \
+    "${NIC_DEVICE[@]}" && went_on
+}
+
+chain_adopt_interrupts() {
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=interrupts" "${NIC_DEVICE[@]}" && went_on
+}
+
+chain_adopt_full_memory() {
+  raw_chain 200 "$REGION_MEMMAP $ROOT_BUS vm.fill=yes" "${NIC_DEVICE[@]}" && went_on
+}
+
+# One that adopts nothing in between; five in a row at a rate that the ring lasts for.
+chain_adopt_five_kernels() {
+  RATE=300
+  raw_chain 300 "$REGION_MEMMAP $ROOT_BUS vm.rounds=5" "${NIC_DEVICE[@]}" && went_on
+}
+
+chain_adopt_next_to_another() {
+  ORACLES=2
+  raw_chain 200 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.second=0000:00:12.0" "${NIC_DEVICE[@]}" \
+    -device "e1000e,netdev=net1,addr=12.0" && went_on &&
+    saw wrong -eq 0 1 && saw strays -eq 0 1 && saw during -le 1200 1
+}
+
+# What must not go on, each in its own way.
+
+chain_control_stock() {
+  local VM_KERNEL=$BASE_DIR/vmlinuz
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=plain vm.image=stock vm.last=quiet" \
+    "${NIC_DEVICE[@]}" && stopped
+}
+
+chain_control_no_opt_in() {
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=plain vm.last=quiet" "${NIC_DEVICE[@]}" && stopped
+}
+
+chain_control_left_behind() {
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=behind vm.last=found" "${NIC_DEVICE[@]}" &&
+    saw first-wrong -ge 8192 && saw strays -eq 0 && saw faults -ge 1
+}
+
+chain_control_no_reservation() {
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.image=no-memory vm.reason=memory vm.last=blocked" "${NIC_DEVICE[@]}" &&
+    saw wrong -eq 0 && saw strays -eq 0 && saw registered -eq 0
+}
+
+# One bit of the pool flips between the kernels: refused, blocked, and usable again from scratch.
+damaged() { # WHAT REASON
+  DAMAGE=$1
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.reason=$2 vm.last=blocked" \
+    "${NIC_DEVICE[@]}" && saw damaged -eq 1 && saw strays -eq 0 && saw registered -eq 0
+}
+chain_control_bad_table() { damaged table table; }
+chain_control_bad_bit() { damaged reserved-bit table; }
+chain_control_bad_width() { damaged width context; }
+chain_control_bad_context() { damaged context context; }
+
+# A hold that is armed for no image, or for another one than is started, goes down as if there were none.
+unarmed() { # WHAT IS LOADED
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=unarmed vm.image=$1 vm.last=quiet" \
+    "${NIC_DEVICE[@]}" && stopped
+}
+chain_control_no_pool() { unarmed no-pool; }
+chain_control_moved_pool() { unarmed moved-pool; }
+chain_control_small_pool() { unarmed small-pool; }
+chain_control_old_call() { unarmed old-call; }
+chain_control_stock_image() { unarmed stock; }
+chain_control_loaded_again() {
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.image=again vm.last=quiet" "${NIC_DEVICE[@]}" && stopped
 }

@@ -32,7 +32,7 @@ disks() {
 needs_holdfast() {
   local chain
   for chain; do
-    case $chain in ground | raw-*) ;; *) return 0 ;; esac
+    case $chain in ground | adopt-* | control-*) ;; *) return 0 ;; esac
   done
   return 1
 }
@@ -41,7 +41,7 @@ needs_holdfast() {
 machine() {
   local seconds=$1 cmdline=$2
   shift 2
-  run_machine "$CHAIN_LOG" "$(limit "$seconds")" "$cmdline vm.chain=$CHAIN" "${DISKS[@]}" "$@"
+  run_machine "$CHAIN_LOG" "$(limit "$seconds")" "$cmdline vm.chain=$CHAIN vm.script=${SCRIPT:-$CHAIN}" "${DISKS[@]}" "$@"
 }
 
 run_chain() {

@@ -70,6 +70,8 @@ build_image() {
   mkdir -p "$VM_DIR/boot"
   cp "$VM_KERNEL" "$VM_DIR/boot/vmlinuz"
   cp "$VM_INITRD" "$VM_DIR/boot/initrd"
-  tar cf "$VM_BOOT_TAR" -C "$VM_DIR/boot" vmlinuz initrd
+  # A kernel of the distribution's, for those who go from one kind to the other.
+  cp "$BASE_DIR/vmlinuz" "$VM_DIR/boot/vmlinuz-stock"
+  tar cf "$VM_BOOT_TAR" -C "$VM_DIR/boot" vmlinuz vmlinuz-stock initrd
   rm -rf "${VM_DIR:?}/boot" "$VM_DIR/overlay.cpio"
 }

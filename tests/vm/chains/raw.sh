@@ -1,0 +1,175 @@
+# shellcheck shell=dash
+# Without Holdfast, on the patched kernel: a NIC fills its ring while the kernel is replaced. Unless a
+# scenario says otherwise, the process that set it up is gone before the kexec and the hold keeps
+# everything running.
+#
+#   vm.scenario=NAME  vm.how=  as raw_adopt run   vm.image=  what is kexec'd   vm.rounds=  kexecs
+#   vm.last=  how the last kernel finds it: adopt, found, blocked, quiet
+#   vm.reason=  what the last kernel says of a device it has blocked
+#   vm.second=BDF  a second NIC, in a container that does not opt in, in the memory of dax1.0
+
+step1() {
+  scenario "$(parameter vm.scenario)"
+  how=$(parameter vm.how)
+  try "devdax from memmap=" devdax 0
+  try "the NIC is bound to vfio-pci" bind "$NIC"
+  second=$(parameter vm.second)
+  if [ -n "$second" ]; then
+    try "devdax for the second NIC" devdax 1
+    try "the second NIC is bound" bind "$second"
+    run_ring "$second" /dev/dax1.0 plain
+  fi
+  if [ "$(parameter vm.image)" = none ]; then
+    say "no image is loaded yet"
+  else
+    try "kexec image loads" load_image
+  fi
+  run_ring "$NIC" /dev/dax0.0 "${how:-leave}"
+  if [ "$(parameter vm.image)" = again ]; then try "the image is loaded once more" load_image; fi
+  leave_ring 2
+}
+
+# run_ring BDF DAX HOW: in the background where it stays, until it is held.
+run_ring() {
+  case $3 in
+    stay | interrupts | plain)
+      raw_adopt run "$1" "$2" "$3" >"/run/ring${2#/dev/}" 2>&1 &
+      wait_for 40 "the ring of $1" grep -q "phase 2" "/run/ring${2#/dev/}"
+      sed 's/^/    /' "/run/ring${2#/dev/}"
+      ;;
+    *)
+      expect 0 "the ring of $1 runs" raw_adopt run "$1" "$2" "$3"
+      show_out
+      ;;
+  esac
+}
+
+leave_ring() {
+  leave "$1" last_words
+}
+
+last_words() {
+  [ -n "$(parameter vm.second)" ] && raw_adopt mark /dev/dax1.0 3
+  raw_adopt mark /dev/dax0.0 3
+  kexec -e
+}
+
+# load_image: the next kernel, with what the scenario leaves out or changes.
+load_image() {
+  boot_files
+  case $(parameter vm.image) in
+    stock) kexec -s -l /boot/vmlinuz-stock --initrd=/boot/initrd "--command-line=$(next_cmdline)" ;;
+    old-call) kexec -c -l /boot/vmlinuz --initrd=/boot/initrd "--command-line=$(next_cmdline)" ;;
+    no-pool) MEMMAP=$(memmaps | sed 's/iommu_preserve=[^ ]*//') plain_load ;;
+    moved-pool) MEMMAP=$(memmaps | sed 's/iommu_preserve=.*/iommu_preserve=16M@1312M/') plain_load ;;
+    small-pool) MEMMAP=$(memmaps | sed 's/iommu_preserve=16M/iommu_preserve=8M/') plain_load ;;
+    no-memory) MEMMAP=$(memmaps | sed 's/memmap=[^ ]*//g') plain_load ;;
+    *) plain_load ;;
+  esac
+}
+
+step2() { next_kernel 2; }
+step3() { next_kernel 3; }
+step4() { next_kernel 4; }
+step5() { next_kernel 5; }
+step6() { next_kernel 6; }
+
+# next_kernel N: passes it on, or ends the story.
+next_kernel() {
+  scenario "$(parameter vm.scenario)"
+  rounds=$(parameter vm.rounds)
+  cat /sys/kernel/iommu_preserve/domains 2>/dev/null
+  if [ "$1" -le "${rounds:-1}" ]; then
+    try "the NIC is bound again" bind "$NIC"
+    try "kexec image loads" plain_load
+    expect 0 "what is inherited is armed again, nothing adopted" raw_adopt rearm "$NIC" /dev/dax0.0
+    leave $(($1 + 1)) kexec -e
+  fi
+  case $(parameter vm.last) in
+    blocked) is_blocked ;;
+    found) is_found ;;
+    quiet) is_quiet ;;
+    *) is_adopted ;;
+  esac
+  kernel_is_calm
+  done_with "$SCENARIO"
+}
+
+is_adopted() {
+  [ "$(parameter vm.fill)" = yes ] && fill_memory
+  native_is_kept_out "$NIC"
+  try "the NIC is bound again" bind "$NIC"
+  expect 0 "what must be refused" raw_adopt wrong "$NIC" /dev/dax0.0
+  show_out
+  expect 0 "adopted" raw_adopt adopt "$NIC" /dev/dax0.0
+  show_out
+  pool_is_empty
+  [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
+}
+
+# is_blocked: the kernel found it, did not like it, and says so.
+is_blocked() {
+  dmesg | grep -e preserve: -e iommu-preserve: | sed 's/^/    /'
+  if grep -q "^refused $NIC.* reason=$(parameter vm.reason)" /sys/kernel/iommu_preserve/domains; then
+    say "ok $SCENARIO: the kernel lists the device as refused"
+  else
+    fail "the device is not listed as refused"
+  fi
+  grep ^domain /sys/kernel/iommu_preserve/domains && fail "it was taken over"
+  try "the NIC is bound again" bind "$NIC"
+  # Where the region's reservation is missing there is no memory to begin with.
+  if [ -c /dev/dax0.0 ]; then try "it begins anew" raw_adopt fresh "$NIC" /dev/dax0.0; fi
+  sleep 2
+  echo
+}
+
+# is_found: taken over, left alone, then given up. Nobody adopts it.
+is_found() {
+  if grep -q "^device $NIC" /sys/kernel/iommu_preserve/domains; then
+    say "ok $SCENARIO: taken over"
+  else
+    fail "it was not taken over"
+  fi
+  sleep 6
+  root=$(sed -n "s/^device $NIC root=\([^ ]*\) .*/\1/p" /sys/kernel/iommu_preserve/domains)
+  expect 0 "the domain is released" sh -c "echo $root >/sys/kernel/iommu_preserve/release"
+  expect 1 "once" sh -c "echo $root >/sys/kernel/iommu_preserve/release"
+  [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
+  try "its own driver gets the device" native "$NIC"
+  pool_is_empty
+  # Faults that are still being printed would tear the verdict's line.
+  sleep 2
+  echo
+}
+
+# native BDF: lets the kernel choose a driver, and has one.
+native() {
+  echo "$1" >/sys/bus/pci/drivers_probe
+  [ "$(basename "$(readlink "/sys/bus/pci/devices/$1/driver")")" = e1000e ]
+}
+
+# pool_is_empty: but for the header, root tables, and context tables of buses that the kernel uses.
+pool_is_empty() {
+  used=$(cat /sys/kernel/iommu_preserve/pool_used)
+  if [ "$used" -gt 24576 ]; then fail "the pool is not empty again: $used bytes"; fi
+  say "ok $SCENARIO: the pool holds $used bytes"
+}
+
+# is_quiet: nothing was left running.
+is_quiet() {
+  grep "^domain" /sys/kernel/iommu_preserve/domains 2>/dev/null && fail "a domain was taken over"
+  say "ok $SCENARIO: nothing was taken over"
+  sleep 3
+}
+
+fill_memory() {
+  mkdir -p /fill
+  mount -t tmpfs -o size=90% fill /fill
+  dd if=/dev/urandom of=/tmp/random bs=1M count=8 2>/dev/null
+  left=$(awk '/MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
+  while [ "$left" -gt 120 ]; do
+    cat /tmp/random >>/fill/random || break
+    left=$(awk '/MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
+  done
+  say "ok $SCENARIO: memory is full but for $left MiB"
+}
