@@ -15,24 +15,37 @@
 // -- the kernel's calls
 // ---------------------------------------------------------------------------------
 
-int adopt_try_open(struct vfio_device* vfio, const char* bdf, int type) {
+// The group descriptor, or -1 with errno.
+static int open_group(const char* bdf) {
   char path[128], link[256];
   snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", bdf);
   ssize_t length = readlink(path, link, sizeof link - 1);
   if (length < 0) die("%s", path);
   link[length] = 0;
-  snprintf(vfio->bdf, sizeof vfio->bdf, "%s", bdf);
   snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
-  vfio->device = -1;
+  return open(path, O_RDWR | O_CLOEXEC);
+}
+
+int adopt_join(const struct vfio_device* vfio, struct vfio_device* joining, const char* bdf) {
+  *joining = *vfio;
+  snprintf(joining->bdf, sizeof joining->bdf, "%s", bdf);
+  joining->device = -1;
+  joining->group = open_group(bdf);
+  int error = joining->group < 0 ? errno : 0;
+  if (!error && ioctl(joining->group, VFIO_GROUP_SET_CONTAINER, &joining->container)) error = errno;
+  if (error && joining->group >= 0) close(joining->group);
+  return error;
+}
+
+int adopt_try_open(struct vfio_device* vfio, const char* bdf, int type) {
   vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
   if (vfio->container < 0) die("/dev/vfio/vfio");
-  vfio->group = open(path, O_RDWR | O_CLOEXEC);
-  int error = vfio->group < 0 ? errno : 0;
-  if (!error && ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container)) error = errno;
-  if (!error && ioctl(vfio->container, VFIO_SET_IOMMU, type)) error = errno;
-  if (!error) return 0;
-  if (vfio->group >= 0) close(vfio->group);
-  close(vfio->container);
+  int error = adopt_join(vfio, vfio, bdf);
+  if (!error && ioctl(vfio->container, VFIO_SET_IOMMU, type)) {
+    error = errno;
+    close(vfio->group);
+  }
+  if (error) close(vfio->container);
   return error;
 }
 
@@ -66,16 +79,16 @@ int adopt_forget(const struct vfio_device* vfio, uint64_t iova, uint64_t size) {
   return ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &unmap) ? errno : 0;
 }
 
-void adopt_map_all(const struct vfio_device* vfio, uint8_t* memory, uint32_t flags) {
-  errno = adopt_map(vfio, 0, memory + ADOPT_RING, 0x200000, ADOPT_RW, flags);
+void adopt_map_all(const struct vfio_device* vfio, uint8_t* memory, uint64_t base, uint32_t flags) {
+  errno = adopt_map(vfio, base, memory + ADOPT_RING, 0x200000, ADOPT_RW, flags);
   if (errno) die("map of the ring");
   for (uint32_t i = 0; i < ADOPT_PAGES; i++) {
-    errno = adopt_map(vfio, ADOPT_BUFFERS_IOVA + i * 4096ull, memory + adopt_page_offset(i), 4096,
-                      ADOPT_RW, flags);
+    errno = adopt_map(vfio, base + ADOPT_BUFFERS_IOVA + i * 4096ull, memory + adopt_page_offset(i),
+                      4096, ADOPT_RW, flags);
     if (errno) die("map of buffer page %u", i);
   }
-  errno =
-      adopt_map(vfio, ADOPT_READ_ONLY_IOVA, memory + ADOPT_READ_ONLY, 0x200000, ADOPT_READ, flags);
+  errno = adopt_map(vfio, ADOPT_READ_ONLY_IOVA - base, memory + ADOPT_READ_ONLY, 0x200000,
+                    ADOPT_READ, flags);
   if (errno) die("map of what is only read");
 }
 
@@ -91,11 +104,11 @@ void adopt_map_behind(const struct vfio_device* vfio, uint8_t* memory, uint8_t* 
   }
 }
 
-int adopt_unmap_all(const struct vfio_device* vfio) {
-  int error = vfio_unmap(vfio, 0, 0x200000);
+int adopt_unmap_all(const struct vfio_device* vfio, uint64_t base) {
+  int error = vfio_unmap(vfio, base, 0x200000);
   for (uint32_t i = 0; i < ADOPT_PAGES && !error; i++)
-    error = vfio_unmap(vfio, ADOPT_BUFFERS_IOVA + i * 4096ull, 4096);
-  return error ? error : vfio_unmap(vfio, ADOPT_READ_ONLY_IOVA, 0x200000);
+    error = vfio_unmap(vfio, base + ADOPT_BUFFERS_IOVA + i * 4096ull, 4096);
+  return error ? error : vfio_unmap(vfio, ADOPT_READ_ONLY_IOVA - base, 0x200000);
 }
 
 struct adopt_preserve adopt_preserve(const struct vfio_device* vfio, uint32_t op) {
@@ -152,6 +165,10 @@ static void sleep_ms(long ms) {
 }
 
 void adopt_ring_start(const struct vfio_device* vfio, uint8_t* memory) {
+  adopt_ring_start_at(vfio, memory, 0);
+}
+
+void adopt_ring_start_at(const struct vfio_device* vfio, uint8_t* memory, uint64_t base) {
   size_t size;
   volatile void* bar = vfio_map_bar0(vfio, &size);
   struct receive_descriptor* ring = (struct receive_descriptor*)(memory + ADOPT_RING);
@@ -164,9 +181,9 @@ void adopt_ring_start(const struct vfio_device* vfio, uint8_t* memory) {
   memset(memory + ADOPT_BUFFERS, 0, ADOPT_PAGES * 4096ull);
   memset(ring, 0, ADOPT_DESCRIPTORS * sizeof *ring);
   for (uint32_t i = 0; i < ADOPT_DESCRIPTORS; i++)
-    ring[i].address = ADOPT_BUFFERS_IOVA + i * ADOPT_BUFFER;
-  write32(bar, kRdbal, 0);
-  write32(bar, kRdbah, 0);
+    ring[i].address = base + ADOPT_BUFFERS_IOVA + i * ADOPT_BUFFER;
+  write32(bar, kRdbal, (uint32_t)base);
+  write32(bar, kRdbah, (uint32_t)(base >> 32));
   write32(bar, kRdlen, ADOPT_DESCRIPTORS * sizeof *ring);
   write32(bar, kRdh, 0);
   write32(bar, kRdt, ADOPT_DESCRIPTORS - 1);
@@ -252,6 +269,22 @@ void adopt_mailbox_start(struct mailbox* mailbox, const char* dax) {
   mailbox->region = strtoull(text, NULL, 16);
   memcpy(mailbox->magic, "HFMAILB", 7);
   mailbox->magic[7] = strpbrk(dax, "0123456789")[0];
+}
+
+void adopt_phase(struct mailbox* mailbox, uint64_t phase) {
+  __atomic_store_n(&mailbox->phase, phase, __ATOMIC_SEQ_CST);
+  printf("phase %llu\n", (unsigned long long)phase);
+  fflush(stdout);
+}
+
+void adopt_expect(const char* what, int got, int wanted) {
+  if (got == wanted) {
+    printf("%s: %s, as it should be\n", what, got ? strerror(got) : "done");
+    return;
+  }
+  errno = 0;
+  die("%s: %s instead of %s", what, got ? strerror(got) : "done",
+      wanted ? strerror(wanted) : "done");
 }
 
 void adopt_note_context(struct mailbox* mailbox, const char* bdf) {

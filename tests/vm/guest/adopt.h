@@ -55,6 +55,8 @@ struct mailbox {
   uint64_t context;  ///< physical address of the device's context entry, 0 before it is held
 };
 
+/// Puts one more group into the container. Returns 0 or errno.
+int adopt_join(const struct vfio_device* vfio, struct vfio_device* joining, const char* bdf);
 /// Opens container and group, and sets the container's type. Ends the program on an error.
 void adopt_open(struct vfio_device* vfio, const char* bdf, int type);
 /// The same, returning errno and closing what it opened.
@@ -66,17 +68,19 @@ int adopt_map(const struct vfio_device* vfio, uint64_t iova, void* memory, uint6
               uint32_t access, uint32_t flags);
 /// UNMAP_DMA with FORGET. Returns 0 or errno.
 int adopt_forget(const struct vfio_device* vfio, uint64_t iova, uint64_t size);
-/// Every mapping of the layout.
-void adopt_map_all(const struct vfio_device* vfio, uint8_t* memory, uint32_t flags);
+/// Every mapping of the layout, `base` bytes further up in the device's view.
+void adopt_map_all(const struct vfio_device* vfio, uint8_t* memory, uint64_t base, uint32_t flags);
 /// The same, but buffers from the ADOPT_BEHIND-th on in other memory, to be left behind.
 #define ADOPT_BEHIND 8192u
 void adopt_map_behind(const struct vfio_device* vfio, uint8_t* memory, uint8_t* other);
 /// Returns 0 or the first errno.
-int adopt_unmap_all(const struct vfio_device* vfio);
+int adopt_unmap_all(const struct vfio_device* vfio, uint64_t base);
 struct adopt_preserve adopt_preserve(const struct vfio_device* vfio, uint32_t op);
 
 /// Resets the e1000e and gives it every descriptor of the ring: 32767 frames fit, unattended.
 void adopt_ring_start(const struct vfio_device* vfio, uint8_t* memory);
+/// The same with what was mapped `base` bytes further up.
+void adopt_ring_start_at(const struct vfio_device* vfio, uint8_t* memory, uint64_t base);
 /// Stops reception; writes no memory.
 void adopt_ring_stop(const struct vfio_device* vfio);
 /// Frames that arrived since the ring was started.
@@ -95,6 +99,9 @@ uint64_t adopt_interrupts(int event, int timeout_ms);
 
 /// `dax` is /dev/daxN.0; the host tells several mailboxes by N.
 void adopt_mailbox_start(struct mailbox* mailbox, const char* dax);
+void adopt_phase(struct mailbox* mailbox, uint64_t phase);
+/// Prints what came out; ends the program if it is not what was wanted (errno, or 0).
+void adopt_expect(const char* what, int got, int wanted);
 /// Notes where the device's context entry is, as the kernel says.
 void adopt_note_context(struct mailbox* mailbox, const char* bdf);
 

@@ -248,7 +248,7 @@ native_is_kept_out() {
 
 # kernel_is_calm: no warning, splat or unhandled interrupt in the kernel's log.
 kernel_is_calm() {
-  if dmesg | grep -E -A 12 'WARNING:|BUG:|nobody cared|[Ss]purious|protection fault' >/tmp/splat; then
+  if dmesg | grep -E -A 12 'WARNING:|BUG:|nobody cared|No irq handler for vector|protection fault' >/tmp/splat; then
     sed 's/^/    /' /tmp/splat
     fail "the kernel's log is not calm"
   else

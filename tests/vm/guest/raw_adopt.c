@@ -30,28 +30,16 @@
 static struct mailbox* mailbox;
 
 static void phase(uint64_t number) {
-  __atomic_store_n(&mailbox->phase, number, __ATOMIC_SEQ_CST);
-  printf("raw_adopt: phase %llu\n", (unsigned long long)number);
-  fflush(stdout);
-}
-
-static void expect(const char* what, int got, int wanted) {
-  if (got == wanted) {
-    printf("raw_adopt: %s: %s, as it should be\n", what, got ? strerror(got) : "done");
-    return;
-  }
-  errno = 0;
-  die("%s: %s instead of %s", what, got ? strerror(got) : "done",
-      wanted ? strerror(wanted) : "done");
+  adopt_phase(mailbox, number);
 }
 
 // What must not happen to a container or its device while it is held.
 static void check_hold(const struct vfio_device* vfio, uint8_t* memory) {
-  expect("map while held", adopt_map(vfio, 0x200000000, memory + 0xe00000, 0x1000, ADOPT_RW, 0),
-         EBUSY);
-  expect("unmap while held", vfio_unmap(vfio, 0, 0x200000), EBUSY);
+  adopt_expect("map while held",
+               adopt_map(vfio, 0x200000000, memory + 0xe00000, 0x1000, ADOPT_RW, 0), EBUSY);
+  adopt_expect("unmap while held", vfio_unmap(vfio, 0, 0x200000), EBUSY);
   if (vfio->device >= 0)
-    expect("reset while held", ioctl(vfio->device, VFIO_DEVICE_RESET) ? errno : 0, EBUSY);
+    adopt_expect("reset while held", ioctl(vfio->device, VFIO_DEVICE_RESET) ? errno : 0, EBUSY);
 }
 
 static void run(const char* bdf, uint8_t* memory, const char* how) {
@@ -64,12 +52,12 @@ static void run(const char* bdf, uint8_t* memory, const char* how) {
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (anonymous == MAP_FAILED) die("anonymous memory");
   if (!plain)
-    expect("map of memory that the next kernel hands out",
-           adopt_map(&vfio, 0x300000000, anonymous, 0x200000, ADOPT_RW, 0), EXDEV);
+    adopt_expect("map of memory that the next kernel hands out",
+                 adopt_map(&vfio, 0x300000000, anonymous, 0x200000, ADOPT_RW, 0), EXDEV);
   if (behind)
     adopt_map_behind(&vfio, memory, anonymous);
   else
-    adopt_map_all(&vfio, memory, 0);
+    adopt_map_all(&vfio, memory, 0, 0);
   adopt_ring_start(&vfio, memory);
   if (strcmp(how, "interrupts") == 0) {
     int event = adopt_interrupt(&vfio);
@@ -128,7 +116,7 @@ static int adopt(const char* bdf, uint8_t* memory) {
   if ((preserve.state & (ADOPT_STATE_HELD | ADOPT_STATE_INHERITED)) !=
       (ADOPT_STATE_HELD | ADOPT_STATE_INHERITED))
     die("not inherited");
-  adopt_map_all(&vfio, memory, ADOPT_LIVE_UPDATE);
+  adopt_map_all(&vfio, memory, 0, ADOPT_LIVE_UPDATE);
   vfio.device = adopt_device(&vfio);
   check_hold(&vfio, memory);
   phase(ADOPT_REGISTERED);
@@ -138,12 +126,12 @@ static int adopt(const char* bdf, uint8_t* memory) {
   phase(ADOPT_THAWING);
   adopt_preserve(&vfio, ADOPT_THAW);
   if (adopt_wait_frames(memory, before + 600)) die("no frames arrive after thaw");
-  expect("map after thaw", adopt_map(&vfio, 0x200000000, memory + 0xe00000, 0x1000, ADOPT_RW, 0),
-         0);
-  expect("unmap after thaw", vfio_unmap(&vfio, 0x200000000, 0x1000), 0);
+  adopt_expect("map after thaw",
+               adopt_map(&vfio, 0x200000000, memory + 0xe00000, 0x1000, ADOPT_RW, 0), 0);
+  adopt_expect("unmap after thaw", vfio_unmap(&vfio, 0x200000000, 0x1000), 0);
   phase(ADOPT_DONE);
   adopt_ring_stop(&vfio);
-  expect("unmap of what was adopted", adopt_unmap_all(&vfio), 0);
+  adopt_expect("unmap of what was adopted", adopt_unmap_all(&vfio, 0), 0);
   return 0;
 }
 
@@ -154,38 +142,44 @@ static int fresh(const char* bdf, uint8_t* memory) {
   errno = 0;
   if (preserve.state) die("state 0x%x", preserve.state);
   vfio.device = adopt_device(&vfio);
-  expect("live update of a container that is not held",
-         adopt_map(&vfio, 0, memory + ADOPT_RING, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), EINVAL);
+  adopt_expect("live update of a container that is not held",
+               adopt_map(&vfio, 0, memory + ADOPT_RING, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE),
+               EINVAL);
   return 0;
 }
 
 static int wrong(const char* bdf, uint8_t* memory) {
   struct vfio_device vfio;
-  expect("a container of another type", adopt_try_open(&vfio, bdf, VFIO_TYPE1v2_IOMMU), EBUSY);
+  adopt_expect("a container of another type", adopt_try_open(&vfio, bdf, VFIO_TYPE1v2_IOMMU),
+               EBUSY);
   adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
-  expect("other memory",
-         adopt_map(&vfio, 0, memory + 0x400000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE),
-         EADDRNOTAVAIL);
-  expect("fewer permissions",
-         adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_READ, ADOPT_LIVE_UPDATE), EACCES);
-  expect("more permissions",
-         adopt_map(&vfio, ADOPT_READ_ONLY_IOVA, memory + 0xc00000, 0x200000, ADOPT_RW,
-                   ADOPT_LIVE_UPDATE),
-         EACCES);
-  expect("half of a large entry",
-         adopt_map(&vfio, 0, memory + 0x200000, 0x100000, ADOPT_RW, ADOPT_LIVE_UPDATE), EFBIG);
-  expect("more than is mapped",
-         adopt_map(&vfio, 0, memory + 0x200000, 0x400000, ADOPT_RW, ADOPT_LIVE_UPDATE), ENXIO);
-  expect("a range that is not mapped",
-         adopt_map(&vfio, 0x300000000, memory, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), ENXIO);
-  expect("one that is right",
-         adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), 0);
-  expect("the same again",
-         adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), EEXIST);
+  adopt_expect("other memory",
+               adopt_map(&vfio, 0, memory + 0x400000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE),
+               EADDRNOTAVAIL);
+  adopt_expect("fewer permissions",
+               adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_READ, ADOPT_LIVE_UPDATE),
+               EACCES);
+  adopt_expect("more permissions",
+               adopt_map(&vfio, ADOPT_READ_ONLY_IOVA, memory + 0xc00000, 0x200000, ADOPT_RW,
+                         ADOPT_LIVE_UPDATE),
+               EACCES);
+  adopt_expect("half of a large entry",
+               adopt_map(&vfio, 0, memory + 0x200000, 0x100000, ADOPT_RW, ADOPT_LIVE_UPDATE),
+               EFBIG);
+  adopt_expect("more than is mapped",
+               adopt_map(&vfio, 0, memory + 0x200000, 0x400000, ADOPT_RW, ADOPT_LIVE_UPDATE),
+               ENXIO);
+  adopt_expect("a range that is not mapped",
+               adopt_map(&vfio, 0x300000000, memory, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), ENXIO);
+  adopt_expect("one that is right",
+               adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), 0);
+  adopt_expect("the same again",
+               adopt_map(&vfio, 0, memory + 0x200000, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE),
+               EEXIST);
   struct adopt_preserve thaw = {.argsz = sizeof thaw, .op = ADOPT_THAW};
-  expect("thaw with entries that nobody registered",
-         ioctl(vfio.container, ADOPT_PRESERVE, &thaw) ? errno : 0, ENOTEMPTY);
-  expect("forget", adopt_forget(&vfio, 0, 0x200000), 0);
+  adopt_expect("thaw with entries that nobody registered",
+               ioctl(vfio.container, ADOPT_PRESERVE, &thaw) ? errno : 0, ENOTEMPTY);
+  adopt_expect("forget", adopt_forget(&vfio, 0, 0x200000), 0);
   return 0;
 }
 

@@ -27,7 +27,7 @@ print(*(one.getsockname()[1] for one in held))' "$1"
 # (ORACLES, default 1), sending RATE frames a second, the first one flipping a bit of DAMAGE. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
 # afterwards, and in the log.
 adopt_machine() {
-  local ram=$VM_DIR/$CHAIN.ram ports status=0 oracles=() nets=() n=0
+  local ram=$VM_DIR/$CHAIN.ram ports status=0 oracles=() nets=() n=0 damage=${DAMAGE:-none}
   [ -w /dev/shm ] && ram=$(mktemp /dev/shm/holdfast-vm.XXXXXX)
   # shellcheck disable=SC2064 # the name as it is now
   trap "rm -f '$ram'" EXIT
@@ -36,8 +36,9 @@ adopt_machine() {
   while [ $n -lt "${ORACLES:-1}" ]; do
     "$here/lib/adopt_oracle" --ram "$ram" --to "${ports[2 * n]}" --from "${ports[2 * n + 1]}" \
       --out "$VM_DIR/$CHAIN.oracle.$n" --rate "${RATE:-1200}" --id $n \
-      --pool 0x54000000 --damage "${DAMAGE:-none}" 2>"$VM_DIR/$CHAIN.oracle.err" &
+      --pool 0x54000000 --damage "$damage" 2>"$VM_DIR/$CHAIN.oracle.err" &
     oracles+=($!)
+    damage=none
     nets+=(-netdev "socket,id=net$n,udp=127.0.0.1:${ports[2 * n + 1]},localaddr=127.0.0.1:${ports[2 * n]}")
     n=$((n + 1))
   done
@@ -147,6 +148,32 @@ chain_adopt_next_to_another() {
   raw_chain 200 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.second=0000:00:12.0" "${NIC_DEVICE[@]}" \
     -device "e1000e,netdev=net1,addr=12.0" && went_on &&
     saw wrong -eq 0 1 && saw strays -eq 0 1 && saw during -le 1200 1
+}
+
+# Through Holdfast: record, freeze, kexec, restore, take.
+chain_live() {
+  RATE=1000 adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on
+}
+
+pair_chain() {
+  ORACLES=2
+  SCRIPT=pair adopt_machine 240 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS $1" "${NIC_DEVICE[@]}" \
+    -device "e1000e,netdev=net1,addr=12.0"
+}
+second_went_on() {
+  HELD_SID=0x90
+  saw wrong -eq 0 1 && saw strays -eq 0 1 && saw during -ge 2000 1 && saw registered -eq 1 1 &&
+    saw finished -eq 1 1 && saw table-change = - 1 && saw faults -eq 0
+}
+first_went_on() {
+  saw wrong -eq 0 && saw strays -eq 0 && saw faults -eq 0 && saw during -ge 2000 &&
+    saw registered -eq 1 && saw finished -eq 1 && saw table-change = -
+}
+chain_adopt_two_groups() { pair_chain vm.together=yes && first_went_on && second_went_on; }
+chain_adopt_two_containers() { pair_chain "" && first_went_on && second_went_on; }
+chain_adopt_the_undamaged() {
+  DAMAGE=table
+  pair_chain vm.reason=table && saw damaged -eq 1 && saw strays -eq 0 && second_went_on
 }
 
 # What must not go on, each in its own way.

@@ -1,0 +1,52 @@
+# shellcheck shell=dash
+# Two NICs, both opted in: vm.together=yes in one container, else in one each. Of the latter the first
+# may have been damaged on the way (vm.reason).
+
+SECOND=0000:00:12.0
+
+step1() {
+  scenario "$(parameter vm.scenario)"
+  for n in 0 1; do try "devdax $n from memmap=" devdax $n; done
+  for nic in $NIC $SECOND; do try "$nic is bound to vfio-pci" bind "$nic"; done
+  try "kexec image loads" plain_load
+  if [ "$(parameter vm.together)" = yes ]; then
+    expect 0 "both rings run" raw_pair run "$NIC" /dev/dax0.0 "$SECOND" /dev/dax1.0
+  else
+    expect 0 "the second ring runs" raw_adopt run "$SECOND" /dev/dax1.0
+    expect 0 "the first ring runs" raw_adopt run "$NIC" /dev/dax0.0
+  fi
+  show_out
+  leave 2 last_words
+}
+
+last_words() {
+  raw_adopt mark /dev/dax1.0 3
+  raw_adopt mark /dev/dax0.0 3
+  kexec -e
+}
+
+step2() {
+  scenario "$(parameter vm.scenario)"
+  cat /sys/kernel/iommu_preserve/domains
+  for nic in $NIC $SECOND; do try "$nic is bound again" bind "$nic"; done
+  reason=$(parameter vm.reason)
+  if [ "$(parameter vm.together)" = yes ]; then
+    expect 0 "both adopted" raw_pair adopt "$NIC" /dev/dax0.0 "$SECOND" /dev/dax1.0
+    show_out
+  elif [ -n "$reason" ]; then
+    expect 0 "one is refused" grep "^refused $NIC.* reason=$reason" /sys/kernel/iommu_preserve/domains
+    expect 0 "the other is adopted" raw_adopt adopt "$SECOND" /dev/dax1.0
+    show_out
+  else
+    expect 0 "one does not take the other's group" raw_pair mixed "$NIC" "$SECOND"
+    show_out
+    expect 0 "one is adopted" raw_adopt adopt "$NIC" /dev/dax0.0
+    expect 0 "and the other" raw_adopt adopt "$SECOND" /dev/dax1.0
+    show_out
+  fi
+  grep -v ^refused /sys/kernel/iommu_preserve/domains && fail "a domain is left"
+  kernel_is_calm
+  sleep 1
+  echo
+  done_with "$SCENARIO"
+}
