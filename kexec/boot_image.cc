@@ -25,6 +25,7 @@ constexpr uint64_t kCommandLineSizeOffset = 0x238;
 constexpr uint64_t kHeaderEnd = 0x268;
 constexpr uint16_t kKernel64 = 1 << 0;
 constexpr uint16_t kAbove4g = 1 << 1;
+constexpr uint16_t kPreserves = 1 << 15;  // the series in kexec/linux, arch/x86/boot/header.S
 constexpr size_t kLooked = 64 << 10;
 
 template <typename T>
@@ -57,6 +58,7 @@ Result<BootImage> parse_boot_image(std::span<const std::byte> bytes, const std::
   const auto flags = field<uint16_t>(bytes, kLoadFlagsOffset);
   image.entry_64 = (flags & kKernel64) != 0;
   image.above_4g = (flags & kAbove4g) != 0;
+  image.preserves = (flags & kPreserves) != 0;
   image.command_line_limit = field<uint32_t>(bytes, kCommandLineSizeOffset);
   // boot.rst: the pointer is an offset less 0x200, 0 where there is no string.
   const auto pointer = field<uint16_t>(bytes, kVersionPointerOffset);

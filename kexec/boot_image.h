@@ -17,8 +17,10 @@ struct BootImage {
   uint32_t protocol = 0;  ///< boot protocol, 0x020f is 2.15
   std::string version;    ///< the kernel's own version string; empty where it has none
   bool relocatable = false;
-  bool entry_64 = false;              ///< XLF_KERNEL_64
-  bool above_4g = false;              ///< XLF_CAN_BE_LOADED_ABOVE_4G: kexec_file_load wants it
+  bool entry_64 = false;  ///< XLF_KERNEL_64
+  bool above_4g = false;  ///< XLF_CAN_BE_LOADED_ABOVE_4G: kexec_file_load wants it
+  bool preserves =
+      false;  ///< bit 15, XLF_IOMMU_PRESERVE of kexec/linux: takes over live IOMMU tables
   uint32_t command_line_limit = 255;  ///< bytes without the NUL
   bool operator==(const BootImage&) const = default;
 };

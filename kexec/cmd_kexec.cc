@@ -45,6 +45,10 @@ void add_load(CLI::App& parent, Context& context) {
       command->add_flag("--unload", options->unload, "unload the kernel and disarm the arena");
   command->add_flag("--fallback", options->fallback,
                     "try kexec_load(2) where kexec_file_load(2) fails (loses what LUO carries)");
+  command->add_flag(
+      "--quiesce", options->quiesce,
+      "load IMAGE even if it cannot take over the live tables of opted-in containers: "
+      "their devices stop for the kexec");
   command->add_flag("--print-only,--dry-run", options->print_only,
                     "print the kexec-tools command; arm and load nothing");
   add_arena_option(*command, context);
@@ -57,7 +61,7 @@ void add_load(CLI::App& parent, Context& context) {
   holdfast kexec load vmlinuz --append 'console=ttyS0 intel_iommu=on' --print-only
   holdfast kexec load --unload
 Load before freeze: loading is slow and devices are not waiting for it yet. Memory reservations
-(memmap=) of the running kernel are carried over; older holdfast.* parameters are dropped.)");
+(memmap=, iommu_preserve=) of the running kernel are carried over; older holdfast.* parameters are dropped.)");
   command->callback([&context, options] {
     if (!options->unload && options->image.empty())
       throw CLI::ValidationError("kexec load", "IMAGE or --unload is required");

@@ -17,33 +17,6 @@
 namespace holdfast::command {
 namespace {
 
-// "128M", "0x40000000", "64k": the kernel's memparse().
-std::optional<uint64_t> memparse(std::string_view text) {
-  int base = 10;
-  if (text.starts_with("0x") || text.starts_with("0X")) {
-    text.remove_prefix(2);
-    base = 16;
-  }
-  uint64_t value = 0;
-  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (code != std::errc() || end == text.data()) return std::nullopt;
-  const std::string_view suffix(end, static_cast<size_t>(text.data() + text.size() - end));
-  if (suffix.empty()) return value;
-  if (suffix.size() != 1) return std::nullopt;
-  switch (suffix[0] | 0x20) {
-    case 'k':
-      return checked_mul(value, 1ull << 10);
-    case 'm':
-      return checked_mul(value, 1ull << 20);
-    case 'g':
-      return checked_mul(value, 1ull << 30);
-    case 't':
-      return checked_mul(value, 1ull << 40);
-    default:
-      return std::nullopt;
-  }
-}
-
 Finding kexec_tools() {
   const std::string program = find_program("kexec");
   return {"kexec-tools", program.empty() ? Status::kMissing : Status::kOk, true,
@@ -107,6 +80,8 @@ std::vector<Finding> image_findings(const Context& context, const LoadOptions& o
        fmt::format("{} of {} bytes{}{}", next.text().size(), boot.command_line_limit,
                    line->carried.empty() ? "" : "; carried over: ", joined(line->carried, " ")),
        {}});
+  for (auto& finding : adopt_findings(context.host(), boot, next))
+    out.push_back(std::move(finding));
   return out;
 }
 
@@ -157,6 +132,32 @@ Finding region_finding(const Region& region, const std::vector<Reservation>& res
 }
 
 }  // namespace
+
+std::optional<uint64_t> memparse(std::string_view text) {
+  int base = 10;
+  if (text.starts_with("0x") || text.starts_with("0X")) {
+    text.remove_prefix(2);
+    base = 16;
+  }
+  uint64_t value = 0;
+  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value, base);
+  if (code != std::errc() || end == text.data()) return std::nullopt;
+  const std::string_view suffix(end, static_cast<size_t>(text.data() + text.size() - end));
+  if (suffix.empty()) return value;
+  if (suffix.size() != 1) return std::nullopt;
+  switch (suffix[0] | 0x20) {
+    case 'k':
+      return checked_mul(value, 1ull << 10);
+    case 'm':
+      return checked_mul(value, 1ull << 20);
+    case 'g':
+      return checked_mul(value, 1ull << 30);
+    case 't':
+      return checked_mul(value, 1ull << 40);
+    default:
+      return std::nullopt;
+  }
+}
 
 std::vector<Reservation> reservations(const CommandLine& line) {
   std::vector<Reservation> out;

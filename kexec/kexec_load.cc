@@ -101,6 +101,14 @@ Result<Prepared> prepare(const Context& context, const LoadOptions& options,
   HOLDFAST_TRY_ASSIGN(out.next,
                       compose(context, options, out.image.boot, record.arena, record.nonce));
   record.command_line = out.next.line.text();
+  if (!options.quiesce) {
+    auto adopts = verdict(adopt_findings(context.host(), out.image.boot, out.next.line),
+                          "HF-KEXEC-NO-ADOPT", "image " + out.image.path);
+    if (!adopts)
+      return std::unexpected(
+          std::move(adopts).error().with_remedy("another image or command line; --quiesce loads "
+                                                "this one, and devices stop for the kexec"));
+  }
   HOLDFAST_TRY_ASSIGN(record.boot, context.host().boot_id());
   return out;
 }

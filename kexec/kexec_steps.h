@@ -9,7 +9,9 @@
 // Arming comes before loading: a crash between the two leaves a nonce that no kernel carries, which
 // exec refuses; the other order would leave a loaded kernel whose nonce the arena never heard of.
 
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kexec/boot_image.h"
@@ -29,6 +31,7 @@ struct LoadOptions {
   bool unload = false;
   bool fallback = false;  ///< kexec_load(2) where kexec_file_load(2) fails
   bool print_only = false;
+  bool quiesce = false;  ///< load also what cannot take over the live tables that there are
 };
 
 struct ExecOptions {
@@ -54,6 +57,14 @@ enum class LoadCall { kFile, kSegments };  ///< kexec_file_load(2), kexec_load(2
 [[nodiscard]] std::vector<std::string> load_arguments(const LoadOptions& options,
                                                       const std::string& image,
                                                       const CommandLine& line, LoadCall call);
+
+/// Whether `image`, started with `next`, would take over the live tables of the running kernel:
+/// needed where a container has opted in. Nothing where the running kernel keeps no tables.
+[[nodiscard]] std::vector<Finding> adopt_findings(const Host& host, const BootImage& image,
+                                                  const CommandLine& next);
+
+/// "128M", "0x40000000", "64k": the kernel's memparse(), of all of `text`.
+[[nodiscard]] std::optional<uint64_t> memparse(std::string_view text);
 
 /// One memmap=SIZE!BASE or memmap=SIZE$BASE reservation, in bytes.
 struct Reservation {

@@ -86,6 +86,15 @@ HF_API int hf_is_connected(const hf_connection* connection); /* 1 or 0 */
 /* -- registering --------------------------------------------------------------------------------
  */
 
+/* The one call for opting in, in place of VFIO_SET_IOMMU: the container's page tables outlive this
+ * kernel, and a freeze with policy adopt carries its devices' DMA through a kexec. After the first
+ * group is in the container, before anything is mapped; then register it as
+ * HF_KIND_TYPE1_PRESERVED. No agent is needed for it. -EOPNOTSUPP: this kernel cannot
+ * (HF-KERNEL-PRESERVE) or this device cannot (HF-OPT-IN-DEVICE); the container is as it was, and
+ * VFIO_SET_IOMMU works as ever. From then on memory that the next kernel may hand out cannot be
+ * mapped (HF-MAP-NOT-RESERVED), unless it is left behind: HF_LEAVE_BEHIND. */
+HF_API int hf_opt_in(int container_fd, hf_error* error);
+
 enum { HF_KIND_TYPE1 = 1, HF_KIND_TYPE1_PRESERVED = 2, HF_KIND_SIM = 5 };
 
 typedef struct hf_container_options {

@@ -10,6 +10,7 @@
 #include "persist/base/result.h"
 #include "persist/client/connection.h"
 #include "persist/model/mapping.h"
+#include "restore/kernel/map_refusal.h"
 #include "restore/kernel/syscalls.h"
 
 namespace holdfast::client {
@@ -119,8 +120,10 @@ int frozen(hf_error* error, const hf_container& container) {
 }
 
 int kernel_said(hf_error* error, int status, const char* act) {
-  return status == 0 ? finish(error, Result<void>())
-                     : report(error, fail_errno(-status, "container", act).error());
+  if (status == 0) return finish(error, Result<void>());
+  Error why = fail_errno(-status, "container", act).error();
+  if (std::string_view(act) == "map") kernel::explain_map(why, 0);
+  return report(error, why);
 }
 
 template <typename Call>

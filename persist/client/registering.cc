@@ -6,6 +6,8 @@
 #include <cstring>
 
 #include "persist/client/connection.h"
+#include "restore/kernel/map_refusal.h"
+#include "restore/kernel/syscalls.h"
 
 namespace holdfast::client {
 namespace {
@@ -83,6 +85,25 @@ int hf_register_container(hf_connection* connection, const hf_container_options*
     *out = container.get();
     connection->containers.push_back(std::move(container));
     return client::finish(error, Result<void>());
+  });
+}
+
+int hf_opt_in(int container_fd, hf_error* error) {
+  return guarded(error, [&]() -> int {
+    const BorrowedFd container(container_fd);
+    const auto offered = sys::vfio_check_extension(container, sys::kVfioType1v2Preserved);
+    if (!offered) return client::report(error, offered.error());
+    if (*offered == 0) {
+      auto lacking = refuse(Exit::kUnsupported, "HF-KERNEL-PRESERVE", "VFIO container",
+                            "this kernel has no containers whose page tables outlive it",
+                            "holdfast doctor says what is missing for it")
+                         .error();
+      lacking.sys_errno = EOPNOTSUPP;
+      return client::report(error, lacking);
+    }
+    auto set = sys::vfio_set_iommu(container, sys::kVfioType1v2Preserved);
+    if (!set) kernel::explain_opt_in(set.error());
+    return client::finish(error, set);
   });
 }
 

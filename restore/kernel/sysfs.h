@@ -37,6 +37,11 @@ class Sysfs {
   /// BDFs of every PCI function, sorted.
   [[nodiscard]] std::vector<std::string> device_addresses() const;
 
+  /// What configuration space says against this device's tables outliving a kernel: "has ATS", "has
+  /// PASID", "sits below a hotplug bridge 0000:00:1c.0". Capabilities beyond byte 64 are shown to
+  /// root only; without them nothing is said of them.
+  [[nodiscard]] std::vector<std::string> preserve_obstacles(const std::string& bdf) const;
+
   /// The memory that `path` names now. A devdax node is checked against sysfs's own idea of its
   /// device number. `id` and `name` stay empty.
   [[nodiscard]] Result<Region> describe_region(const std::string& path) const;

@@ -1,0 +1,86 @@
+// PCI configuration space, as sysfs shows it, read for what the kernel would refuse at opt-in.
+// Offsets: PCI Local Bus 3.0, 6.7; PCI Express Base 5.0, 7.5.3 (slot capabilities), 7.9 (extended
+// capabilities: 0x0f ATS, 0x1b PASID).
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+
+#include "persist/base/io.h"
+#include "restore/kernel/sysfs.h"
+
+namespace holdfast::kernel {
+namespace {
+
+constexpr size_t kConfigLimit = 4096;
+constexpr int kChainLimit = 64;
+constexpr uint8_t kExpress = 0x10;
+constexpr uint16_t kAts = 0x0f, kPasid = 0x1b;
+constexpr uint32_t kSlotImplemented = 1 << 8;  // of the PCI Express capabilities register
+constexpr uint32_t kHotPlugCapable = 1 << 6;   // of the slot capabilities
+
+class Config {
+ public:
+  explicit Config(std::string bytes) : bytes_(std::move(bytes)) {}
+
+  template <typename T>
+  [[nodiscard]] T at(size_t offset) const {
+    T out = 0;
+    if (offset + sizeof out <= bytes_.size()) std::memcpy(&out, bytes_.data() + offset, sizeof out);
+    return out;
+  }
+  /// Offset of the PCI Express capability; 0: none, or not shown.
+  [[nodiscard]] size_t express() const {
+    if ((at<uint16_t>(0x06) & (1 << 4)) == 0) return 0;
+    size_t next = at<uint8_t>(0x34) & 0xfc;
+    for (int i = 0; i < kChainLimit && next >= 0x40; ++i) {
+      if (at<uint8_t>(next) == kExpress) return next;
+      next = at<uint8_t>(next + 1) & 0xfc;
+    }
+    return 0;
+  }
+  [[nodiscard]] bool extended(uint16_t id) const {
+    size_t next = 0x100;
+    for (int i = 0; i < kChainLimit && next >= 0x100; ++i) {
+      const auto head = at<uint32_t>(next);
+      if (head == 0 || head == UINT32_MAX) return false;
+      if ((head & 0xffff) == id) return true;
+      next = (head >> 20) & 0xffc;
+    }
+    return false;
+  }
+  [[nodiscard]] bool hotplug_bridge() const {
+    const size_t express_at = express();
+    return express_at != 0 && (at<uint16_t>(express_at + 2) & kSlotImplemented) != 0 &&
+           (at<uint32_t>(express_at + 0x14) & kHotPlugCapable) != 0;
+  }
+
+ private:
+  std::string bytes_;
+};
+
+Config config_of(const std::string& folder) {
+  return Config(read_file(folder + "/config", kConfigLimit).value_or(std::string()));
+}
+
+}  // namespace
+
+std::vector<std::string> Sysfs::preserve_obstacles(const std::string& bdf) const {
+  std::vector<std::string> out;
+  if (!is_bdf(bdf)) return out;
+  const std::string folder = fmt::format("{}/bus/pci/devices/{}", roots_.sysfs, bdf);
+  const Config own = config_of(folder);
+  if (own.extended(kAts)) out.emplace_back("has ATS");
+  if (own.extended(kPasid)) out.emplace_back("has PASID");
+  // Below /sys/devices every bridge is the folder that its devices lie in.
+  std::error_code problem;
+  for (auto above = std::filesystem::canonical(folder, problem).parent_path();
+       !problem && is_bdf(above.filename().string()); above = above.parent_path())
+    if (config_of(above.string()).hotplug_bridge())
+      out.push_back("sits below hotplug bridge " + above.filename().string());
+  return out;
+}
+
+}  // namespace holdfast::kernel
