@@ -101,9 +101,19 @@ is_adopted() {
   try "the NIC is bound again" bind "$NIC"
   expect 0 "what must be refused" raw_adopt wrong "$NIC" /dev/dax0.0
   show_out
+  if [ "$(parameter vm.killed)" = yes ]; then
+    for at in 1 2 3 4 5 6; do
+      expect 137 "killed at step $at of adopting" sh -c "raw_adopt die $NIC /dev/dax0.0 $at"
+    done
+  fi
   expect 0 "adopted" raw_adopt adopt "$NIC" /dev/dax0.0
   show_out
   pool_is_empty
+  if [ "$(parameter vm.scale)" = yes ]; then
+    expect 0 "scale" raw_adopt scale "$NIC" /dev/dax0.0
+    show_out
+    pool_is_empty
+  fi
   [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
 }
 

@@ -9,6 +9,8 @@
 //   raw_adopt rearm BDF DAX       arms for the next kernel, registers nothing
 //   raw_adopt wrong BDF DAX       everything that must be refused; changes nothing
 //   raw_adopt fresh BDF DAX       opts in with a device that was blocked: nothing is inherited
+//   raw_adopt die BDF DAX STEP    begins to adopt and is killed after step 1..6
+//   raw_adopt scale BDF DAX       65 535 mappings of 16 KiB: times of map, freeze and adopt
 //   raw_adopt adopt BDF DAX       takes the domain up, thaws, continues the ring, unmaps
 //
 // What arrived, and where, is counted by the host alone, in the machine's memory
@@ -17,11 +19,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "adopt.h"
@@ -135,6 +139,79 @@ static int adopt(const char* bdf, uint8_t* memory) {
   return 0;
 }
 
+static void die_at(int step, int wanted) {
+  if (step == wanted) kill(getpid(), SIGKILL);
+}
+
+// As adopt, as far as the given step: nothing of it may be felt by the device.
+static int adopt_and_die(const char* bdf, uint8_t* memory, int wanted) {
+  struct vfio_device vfio;
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
+  die_at(1, wanted);
+  adopt_expect("the ring",
+               adopt_map(&vfio, 0, memory + ADOPT_RING, 0x200000, ADOPT_RW, ADOPT_LIVE_UPDATE), 0);
+  die_at(2, wanted);
+  adopt_expect("forget", adopt_forget(&vfio, 0, 0x200000), 0);
+  adopt_map_all(&vfio, memory, 0, ADOPT_LIVE_UPDATE);
+  die_at(3, wanted);
+  vfio.device = adopt_device(&vfio);
+  die_at(4, wanted);
+  adopt_interrupt(&vfio);
+  die_at(5, wanted);
+  adopt_interrupt_on(&vfio);
+  die_at(6, wanted);
+  errno = 0;
+  die("there is no step %d", wanted);
+}
+
+static double seconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+#define SCALE_MAPPINGS 65535u
+#define SCALE_SIZE 0x4000ull
+
+static double map_many(const struct vfio_device* vfio, uint8_t* memory, uint32_t flags) {
+  double begin = seconds();
+  for (uint64_t i = 0; i < SCALE_MAPPINGS; i++) {
+    errno = adopt_map(vfio, i * SCALE_SIZE, memory + i * 7 % 1000 * SCALE_SIZE, SCALE_SIZE,
+                      ADOPT_RW, flags);
+    if (errno) die("mapping %llu", (unsigned long long)i);
+  }
+  return seconds() - begin;
+}
+
+// In one kernel, so that the times can be compared: what was mapped is forgotten under a hold and
+// registered again, as after a kexec.
+static int scale(const char* bdf, uint8_t* memory) {
+  struct vfio_device vfio;
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
+  double map = map_many(&vfio, memory, 0);
+  double begin = seconds();
+  adopt_preserve(&vfio, ADOPT_HOLD);
+  double hold = seconds() - begin;
+  begin = seconds();
+  for (uint64_t i = 0; i < SCALE_MAPPINGS; i++) {
+    errno = adopt_forget(&vfio, i * SCALE_SIZE, SCALE_SIZE);
+    if (errno) die("forget %llu", (unsigned long long)i);
+  }
+  double forget = seconds() - begin;
+  double adopted = map_many(&vfio, memory, ADOPT_LIVE_UPDATE);
+  begin = seconds();
+  adopt_preserve(&vfio, ADOPT_THAW);
+  double thaw = seconds() - begin;
+  printf(
+      "scale: %u mappings, %llu MiB in 4 KiB pages: map %.3f s, hold %.6f s, forget %.3f s, "
+      "adopt %.3f s, thaw %.6f s; adopt / map %.2f\n",
+      SCALE_MAPPINGS, SCALE_MAPPINGS * SCALE_SIZE >> 20, map, hold, forget, adopted, thaw,
+      adopted / map);
+  errno = 0;
+  if (adopted > map) die("adopting is slower than mapping");
+  return 0;
+}
+
 static int fresh(const char* bdf, uint8_t* memory) {
   struct vfio_device vfio;
   adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
@@ -191,7 +268,7 @@ int main(int argc, char** argv) {
     phase(strtoull(argv[3], NULL, 10));
     return 0;
   }
-  if (argc < 4) die("usage: raw_adopt run|rearm|wrong|fresh|adopt BDF DAX [HOW]");
+  if (argc < 4) die("usage: raw_adopt run|rearm|wrong|fresh|die|scale|adopt BDF DAX [HOW]");
   uint8_t* memory = map_region(argv[3], ADOPT_REGION, &dax);
   mailbox = (struct mailbox*)memory;
   if (strcmp(argv[1], "run") == 0) {
@@ -202,6 +279,9 @@ int main(int argc, char** argv) {
   if (strcmp(argv[1], "adopt") == 0) return adopt(argv[2], memory);
   if (strcmp(argv[1], "rearm") == 0) return rearm(argv[2]);
   if (strcmp(argv[1], "rearm") == 0) return rearm(argv[2]);
+  if (strcmp(argv[1], "die") == 0 && argc == 5)
+    return adopt_and_die(argv[2], memory, atoi(argv[4]));
+  if (strcmp(argv[1], "scale") == 0) return scale(argv[2], memory);
   if (strcmp(argv[1], "fresh") == 0) return fresh(argv[2], memory);
   if (strcmp(argv[1], "wrong") == 0) return wrong(argv[2], memory);
   die("unknown word %s", argv[1]);

@@ -137,6 +137,19 @@ chain_adopt_full_memory() {
   raw_chain 200 "$REGION_MEMMAP $ROOT_BUS vm.fill=yes" "${NIC_DEVICE[@]}" && went_on
 }
 
+chain_adopt_killed() {
+  raw_chain 200 "$REGION_MEMMAP $ROOT_BUS vm.killed=yes" "${NIC_DEVICE[@]}" && went_on
+}
+
+chain_adopt_scale() {
+  raw_chain 300 "$REGION_MEMMAP $ROOT_BUS vm.scale=yes" "${NIC_DEVICE[@]}" && went_on
+}
+
+chain_adopt_scale_no_caching_mode() {
+  VM_IOMMU=intel-iommu,intremap=on
+  raw_chain 300 "$REGION_MEMMAP $ROOT_BUS vm.scale=yes" "${NIC_DEVICE[@]}" && went_on
+}
+
 # One that adopts nothing in between; five in a row at a rate that the ring lasts for.
 chain_adopt_five_kernels() {
   RATE=300
