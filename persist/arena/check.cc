@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 
 #include "persist/arena/reader_impl.h"
@@ -51,6 +52,23 @@ class Checker {
       report.bytes_checked += object.length;
       report.objects.push_back(std::move(object));
     }
+  }
+
+  // Neither slot says which commit is in force: every copy that it could be.
+  void add_lost_superblocks(TreeKind kind, const std::string& problem) {
+    for (uint32_t slot = 0; slot < 2; ++slot)
+      for (uint64_t parity = 0; parity < 2; ++parity) {
+        Object object;
+        object.name =
+            fmt::format("{}superblock {} {} copy", kind == TreeKind::kFiles ? "files " : "", slot,
+                        parity == 0 ? "even" : "odd");
+        object.offset = superblock_offset(kind, slot, parity);
+        object.length = kSuperblockSize;
+        object.checked = true;
+        object.problem = problem;
+        report.bytes_checked += object.length;
+        report.objects.push_back(std::move(object));
+      }
   }
 
   void run() {
@@ -124,23 +142,26 @@ void check_meaning(Checker& checker, const Reader& reader, uint64_t number) {
   }
 }
 
+bool is_journal(const Object& object) {
+  return object.generation == 0 && object.name.starts_with("journal");
+}
+
 // A live writer reuses what its newer commits no longer refer to: an old root that does not check
 // is no damage then.
-void excuse_replaced(CheckReport& report, const Reader::Impl& reader) {
+void excuse_replaced(CheckReport& report, const Reader::Impl& reader,
+                     std::optional<uint64_t> files_commit) {
   const auto now = choose_superblock(*reader.medium, TreeKind::kMain);
   std::optional<Root> root;
   if (now && now->newest.commit != reader.found.superblock.commit)
     if (auto loaded = load_root(*reader.medium, now->newest)) root = std::move(*loaded);
   const auto files = choose_superblock(*reader.medium, TreeKind::kFiles);
-  const std::scoped_lock lock(reader.files_lock);
-  const bool files_moved =
-      files && reader.files && files->newest.commit != reader.files->found.superblock.commit;
+  const bool files_moved = files && files_commit && files->newest.commit != *files_commit;
   for (Object& object : report.objects) {
     if (object.good || object.name.find("superblock ") != std::string::npos) continue;
     const bool in_files = object.name.starts_with("file ");
     const bool replaced = object.generation != 0 ? root && root->find(object.generation) == nullptr
                           : in_files             ? files_moved
-                                                 : root.has_value() && object.name != "journal";
+                                                 : root.has_value() && !is_journal(object);
     if (!replaced) continue;
     object.good = true;
     object.checked = false;
@@ -151,6 +172,104 @@ void excuse_replaced(CheckReport& report, const Reader::Impl& reader) {
 bool structural(const Object& object) {
   return object.generation == 0 &&
          (object.name.starts_with("superblock ") || object.name == "root");
+}
+
+struct FilesLook {
+  std::optional<uint64_t> commit;  // of the files superblock that was looked at
+  std::string problem;             // why the tree cannot be used; empty: it can
+};
+
+// Listed whatever state they are in: what cannot be listed is only what a bad tree would name.
+FilesLook add_files(Checker& checker, const Reader::Impl& reader) {
+  FilesLook out;
+  const std::scoped_lock lock(reader.files_lock);
+  if (const auto files = reader.fresh_files()) {
+    const Found& found = (*files)->found;
+    checker.add_superblocks(found, TreeKind::kFiles, "");
+    for (const auto& extent : file_extents(found.superblock, &(*files)->tree))
+      checker.add(extent, 0, found.superblock);
+    out.commit = found.superblock.commit;
+    return out;
+  } else {
+    out.problem = files.error().headline();
+  }
+  if (const auto found = find_files(*reader.medium)) {
+    checker.add_superblocks(*found, TreeKind::kFiles, "");
+    for (const auto& extent : file_extents(found->superblock, nullptr))
+      checker.add(extent, 0, found->superblock);
+    out.commit = found->superblock.commit;
+  } else {
+    checker.add_lost_superblocks(TreeKind::kFiles, found.error().cause);
+  }
+  return out;
+}
+
+// The segments of a chain that does not replay, as far as their headers lead.
+std::vector<Range> chain_of(const JournalArea& area, const LiveJournal& journal) {
+  std::vector<Range> out;
+  for (uint64_t at = journal.first_segment; at != 0 && out.size() < area.length / kSegmentSize;) {
+    if (at < area.start || at - area.start > area.length - kSegmentSize) break;
+    out.push_back({at, kSegmentSize});
+    JournalRecord head;
+    std::memcpy(&head, area.medium.data() + at, sizeof head);
+    const bool header = head.op == static_cast<uint32_t>(JournalOp::kSegment) &&
+                        head.epoch == journal.epoch && head.check == record_check(head, area.key);
+    at = header ? head.iova : 0;
+  }
+  return out;
+}
+
+void check_journal(CheckReport& report, const Reader::Impl& r) {
+  const Superblock& top = r.found.superblock;
+  uint64_t stopped = 0;  // the segment that reading ended in
+  const auto scan = [&]() -> Result<JournalScan> {
+    LiveState state;
+    if (const GenerationEntry* base = r.root.find(r.root.journal.base)) {
+      HOLDFAST_TRY_ASSIGN(const Catalog catalog, load_catalog(*r.medium, top, *base));
+      HOLDFAST_TRY_ASSIGN(state, load_generation(*r.medium, top, catalog));
+    }
+    return scan_journal(journal_area(*r.medium, top), r.root.journal, state, &stopped);
+  };
+  auto scanned = scan();
+  if (!scanned) scanned = scan();  // a live writer may have appended meanwhile
+  std::vector<Range> segments;
+  if (scanned) {
+    report.dropped_records = scanned->dropped;
+    for (const auto& segment : scanned->segments)
+      segments.push_back({segment.offset, segment.used});
+  } else {
+    segments = chain_of(journal_area(*r.medium, top), r.root.journal);
+  }
+  if (segments.empty()) segments.push_back({r.root.journal.first_segment, kRecordSize});
+  for (size_t i = 0; i < segments.size(); ++i) {
+    Object object;
+    object.name = i == 0 ? "journal" : fmt::format("journal segment {}", i);
+    object.offset = segments[i].offset;
+    object.length = segments[i].length;
+    object.checked = true;
+    // Without a segment to blame (its base does not read), all of it cannot be used.
+    object.good = scanned || (stopped != 0 && object.offset != stopped);
+    if (!object.good) object.problem = scanned.error().headline();
+    report.bytes_checked += object.length;
+    report.objects.push_back(std::move(object));
+  }
+}
+
+// By the bytes, not by the name: a table that two generations share stands there under both.
+void mark_used(CheckReport& report, const Reader::Impl& r) {
+  const GenerationEntry* entry = r.root.find(r.root.frozen != 0 ? r.root.frozen : r.root.current);
+  if (entry == nullptr) return;
+  const auto catalog = load_catalog(*r.medium, r.found.superblock, *entry);
+  std::map<uint64_t, uint64_t> used;  // first byte, and the one behind the last
+  for (const auto& extent : generation_extents(*entry, catalog ? &*catalog : nullptr)) {
+    uint64_t& end = used[extent.ref.offset];
+    end = std::max(end, extent.ref.offset + extent.ref.length);
+  }
+  for (Object& object : report.objects) {
+    const auto behind = used.lower_bound(object.offset + object.length);
+    object.used_by_frozen = structural(object) || object.generation == entry->number ||
+                            (behind != used.begin() && std::prev(behind)->second > object.offset);
+  }
 }
 
 }  // namespace
@@ -184,51 +303,24 @@ Result<CheckReport> Reader::check(uint64_t generation,
   if (!known)
     return fail(fmt::format("generation {}", generation), "is not in this arena",
                 "`holdfast show` lists those that are kept");
-  std::string files_problem;
-  if (generation == 0 && top.files_length > 0) {
-    const std::scoped_lock lock(r.files_lock);
-    if (const auto files = r.fresh_files()) {
-      checker.add_superblocks((*files)->found, TreeKind::kFiles, "");
-      for (const auto& extent : file_extents((*files)->found.superblock, &(*files)->tree))
-        checker.add(extent, 0, (*files)->found.superblock);
-    } else {
-      files_problem = files.error().headline();
-    }
-  }
+  FilesLook files;
+  if (generation == 0 && top.files_length > 0) files = add_files(checker, r);
   checker.run();
-  if (!checker.report.bad(0).empty()) excuse_replaced(checker.report, r);
+  if (!files.problem.empty()) checker.blame("file tree", files.problem);
+  if (!checker.report.bad(0).empty()) excuse_replaced(checker.report, r, files.commit);
   for (const GenerationEntry& entry : r.root.generations)
     if ((generation == 0 || entry.number == generation) && checker.report.bad(entry.number).empty())
       check_meaning(checker, *this, entry.number);
 
   CheckReport& report = checker.report;
+  if (generation == 0 && r.root.journal.first_segment != 0) check_journal(report, r);
+  mark_used(report, r);
   if (generation != 0) return std::move(report);
-  if (r.root.journal.first_segment != 0) {
-    const auto scan = [&]() -> Result<JournalScan> {
-      LiveState state;
-      if (const GenerationEntry* base = r.root.find(r.root.journal.base)) {
-        HOLDFAST_TRY_ASSIGN(const Catalog catalog, load_catalog(*r.medium, top, *base));
-        HOLDFAST_TRY_ASSIGN(state, load_generation(*r.medium, top, catalog));
-      }
-      return scan_journal(journal_area(*r.medium, top), r.root.journal, state);
-    };
-    auto scanned = scan();
-    if (!scanned) scanned = scan();  // a live writer may have appended meanwhile
-    Object object;
-    object.name = "journal";
-    object.offset = r.root.journal.first_segment;
-    object.length = kRecordSize;
-    object.checked = true;
-    object.good = scanned.has_value();
-    if (!scanned) object.problem = scanned.error().headline();
-    if (scanned) report.dropped_records = scanned->dropped;
-    report.objects.push_back(std::move(object));
-  }
   const uint64_t precious = r.root.frozen;
   for (const Object* object : report.bad(0))
     if (object->generation != precious && !structural(*object))
-      report.warnings.push_back(fmt::format("{}: {}", object->name, object->problem));
-  if (!files_problem.empty()) report.warnings.push_back(files_problem);
+      report.warnings.push_back(fmt::format("{} at offset {:#x} ({} bytes): {}", object->name,
+                                            object->offset, object->length, object->problem));
   return std::move(report);
 }
 

@@ -76,6 +76,7 @@ Result<void> FilesStore::load() {
     HOLDFAST_TRY(commit_superblock(*medium_, superblock_));
   } else if (!found.settled) {
     // files/ has nothing sealed: a slot that lost its copy gets it again.
+    if (found.damaged_slot >= 0) mended_ = found.damage;
     HOLDFAST_TRY(medium_->sync());
     const auto slot = static_cast<uint32_t>(found.damaged_slot >= 0 ? found.damaged_slot : 1);
     HOLDFAST_TRY(medium_->write_superblock(
@@ -100,10 +101,6 @@ void FilesStore::rebuild_free_map() {
       if (!chunk.empty()) used.push_back({chunk.offset, chunk.length});
   free_map_ = FreeMap(superblock_.files_start, superblock_.files_length, std::move(used));
   checked_.clear();
-}
-
-uint64_t FilesStore::used_bytes() const {
-  return free_map_.total_bytes() - free_map_.free_bytes() + dirty_bytes_;
 }
 
 FileTree FilesStore::tree() const {

@@ -12,6 +12,7 @@
 namespace holdfast::arena {
 namespace {
 
+constexpr uint64_t kTreeSpare = 4096;     // bytes of a tree beside its nodes, at most
 constexpr uint64_t kDirtyMost = 8 << 20;  // bytes kept in memory before they go to extents
 
 uint64_t now_ns() {
@@ -24,8 +25,9 @@ std::unexpected<Error> no(int error, const std::string& path, std::string_view a
   return fail_errno(error, "files/" + path, act);
 }
 
-uint64_t units(uint64_t length) {
-  return (length + kUnit - 1) & ~(kUnit - 1);
+// Left free by new content, so that what is there can be replaced in a full files/.
+uint64_t overwrite_reserve(const Superblock& superblock) {
+  return std::min(4 * kFileChunk, align_down(superblock.files_length / 8, kUnit));
 }
 
 Result<std::vector<std::string>> components(const std::string& path) {
@@ -108,13 +110,38 @@ bool FilesStore::has_children(uint64_t directory) const {
   return it != names_.end() && it->first.first == directory;
 }
 
-uint64_t FilesStore::tree_bytes(const FileNode& node) {
+uint64_t tree_bytes(const FileNode& node) {
   return 64 + node.name.size() + node.chunks.size() * sizeof(ExtentRef);
+}
+
+uint64_t files_room(const Superblock& superblock, uint64_t content, uint64_t tree_now,
+                    uint64_t tree_next) {
+  // One unit more: the references to new chunks may begin another one.
+  const uint64_t taken = content + in_units(tree_now) + in_units(tree_next + kTreeSpare) + kUnit +
+                         overwrite_reserve(superblock);
+  const uint64_t left = superblock.files_length - std::min(superblock.files_length, taken);
+  return left / (kFileChunk + sizeof(ExtentRef)) * kFileChunk;
+}
+
+uint64_t FilesStore::content_bytes() const {
+  uint64_t out = dirty_bytes_;
+  for (const auto& [id, node] : nodes_)
+    for (const ExtentRef& chunk : node.meta.chunks) out += in_units(chunk.length);
+  return out;
+}
+
+uint64_t FilesStore::used_bytes() const {
+  const uint64_t tree = changed_ ? tree_bytes_ : superblock_.root.length;
+  return std::min(superblock_.files_length, content_bytes() + in_units(tree));
+}
+
+uint64_t FilesStore::free_bytes() const {
+  return files_room(superblock_, content_bytes(), superblock_.root.length, tree_bytes_);
 }
 
 // Whether the tree, grown by `more` bytes, still has room beside what is there and what is dirty.
 bool FilesStore::names_fit(uint64_t more) const {
-  const uint64_t tree = units(tree_bytes_ + more + 4096);
+  const uint64_t tree = in_units(tree_bytes_ + more + kTreeSpare);
   return tree_bytes_ + more < kMaxArchive && tree + dirty_bytes_ <= free_map_.free_bytes();
 }
 
@@ -159,8 +186,7 @@ Result<void> FilesStore::make_room(const Node& node, uint64_t first, uint64_t la
   const uint64_t more_chunks = last + 1 > chunks.size() ? last + 1 - chunks.size() : 0;
   bool grows = more_chunks > 0;
   for (uint64_t i = first; i <= last && i < chunks.size(); ++i) grows |= chunks[i].empty();
-  const uint64_t slack =
-      grows ? std::min(4 * kFileChunk, align_down(superblock_.files_length / 8, kUnit)) : 0;
+  const uint64_t slack = grows ? overwrite_reserve(superblock_) : 0;
   const auto fits_now = [&] {
     return names_fit(more_chunks * sizeof(ExtentRef) + missing(node, first, last) + slack);
   };

@@ -29,13 +29,27 @@ Result<std::vector<std::byte>> read_committed(const Medium& medium, const Superb
 /// Full paths of all nodes, ascending by path.
 std::vector<FileInfo> list_tree(const FileTree& tree);
 
+/// Bytes of a node in an encoded tree, about.
+uint64_t tree_bytes(const FileNode& node);
+
+/// Bytes of new content that fit beside `content` bytes of chunks and the tree of `tree_now` bytes,
+/// once a tree of about `tree_next` bytes stands next to it and the room in which content is
+/// replaced, copy by copy, is left free. In whole chunks: content that is new takes no less.
+uint64_t files_room(const Superblock& superblock, uint64_t content, uint64_t tree_now,
+                    uint64_t tree_next);
+
 /// Not thread safe. Borrows the medium.
 class FilesStore {
  public:
   static Result<std::unique_ptr<FilesStore>> open(Medium& medium);
 
+  /// What the tree as it is now takes, changes in memory counted, once it is synced.
   [[nodiscard]] uint64_t used_bytes() const;
+  /// What write() will still take as new content.
+  [[nodiscard]] uint64_t free_bytes() const;
   [[nodiscard]] const Superblock& superblock() const { return superblock_; }
+  /// The superblock that opening found damaged and wrote again; empty: none.
+  [[nodiscard]] const std::string& mended() const { return mended_; }
 
   Result<FileInfo> stat(const std::string& path) const;
   Result<std::vector<FileInfo>> list(const std::string& directory) const;
@@ -78,7 +92,7 @@ class FilesStore {
   void cut(Node& node, uint64_t size);
   void rebuild_free_map();
   [[nodiscard]] FileTree tree() const;
-  [[nodiscard]] static uint64_t tree_bytes(const FileNode& node);
+  [[nodiscard]] uint64_t content_bytes() const;
 
   Medium* medium_;
   Superblock superblock_;
@@ -90,6 +104,7 @@ class FilesStore {
   uint64_t dirty_bytes_ = 0;  // in memory, in whole units
   bool changed_ = false;
   std::string poison_;
+  std::string mended_;
   mutable std::unordered_set<uint64_t> checked_;  // extents whose checksum was right
 };
 

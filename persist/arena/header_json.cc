@@ -11,9 +11,14 @@ Json header_document(std::string_view name, const Header& header,
   out["medium"] = header.medium;
   out["survives"] = header.survives;
   out["size"] = header.size;
+  out["main_size"] = header.main_size;
+  out["reserve"] = header.reserve;
   out["used"] = header.used;
+  out["used_share"] = header.used_share();
   out["files_quota"] = header.files_quota;
   out["files_used"] = header.files_used;
+  out["files_free"] = header.files_free;
+  out["files_problem"] = header.files_problem;
   out["retain"] = header.retain;
   out["commit_sequence"] = header.commit_sequence;
   out["state"] = state_name(header.state);

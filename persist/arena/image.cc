@@ -55,6 +55,8 @@ Result<void> check_manifest(const Superblock& superblock, const GenerationEntry&
   return {};
 }
 
+}  // namespace
+
 Result<void> check_catalog(const Superblock& s, const GenerationEntry& entry,
                            const Catalog& catalog) {
   HOLDFAST_TRY(check_manifest(s, entry, catalog.manifest));
@@ -88,8 +90,6 @@ Result<void> check_catalog(const Superblock& s, const GenerationEntry& entry,
   }
   return {};
 }
-
-}  // namespace
 
 Result<std::span<const std::byte>> extent_bytes(const Medium& medium, const Superblock& superblock,
                                                 const ExtentRef& ref) {
@@ -198,6 +198,7 @@ void fill_header(Header& header, const Medium& medium, const Superblock& superbl
   header.medium = medium.name();
   header.survives = medium.survives();
   header.size = superblock.medium_size;
+  header.main_size = superblock.main_length;
   header.files_quota = superblock.files_length;
   header.retain = superblock.retain;
   header.commit_sequence = superblock.commit;
@@ -207,6 +208,15 @@ void fill_header(Header& header, const Medium& medium, const Superblock& superbl
   header.current = root.current;
   header.frozen = root.frozen;
   header.broken_reason = root.broken_reason;
+}
+
+uint64_t table_bytes(uint64_t mappings) {
+  return in_units(mappings * sizeof(Mapping));
+}
+
+uint64_t reserve_for(uint64_t tables, uint64_t containers, uint64_t regions, uint64_t pages) {
+  const uint64_t catalog = (64 << 10) + containers * kUnit + regions * 512;
+  return tables + 2 * catalog + 3 * kSegmentSize + pages;
 }
 
 JournalArea journal_area(const Medium& medium, const Superblock& superblock) {

@@ -27,6 +27,9 @@ Result<std::span<const std::byte>> checked_extent(const Medium& medium,
                                                   const ExtentRef& ref, std::string_view object);
 
 Result<Root> load_root(const Medium& medium, const Superblock& superblock);
+/// Whether a catalog can be what `entry` names: HF-ARENA-FORGED where not. Cost: its own size.
+Result<void> check_catalog(const Superblock& superblock, const GenerationEntry& entry,
+                           const Catalog& catalog);
 /// Checksum, contents, and meaning: every reference in bounds, counts that fit, names and ids
 /// valid.
 Result<Catalog> load_catalog(const Medium& medium, const Superblock& superblock,
@@ -38,6 +41,16 @@ Result<FileTree> load_file_tree(const Medium& medium, const Superblock& superblo
 /// Everything of a Header but `used` and `files_used`.
 void fill_header(Header& header, const Medium& medium, const Superblock& superblock,
                  const Root& root);
+
+/// `length` in whole allocation units.
+inline uint64_t in_units(uint64_t length) {
+  return (length + kUnit - 1) & ~(kUnit - 1);
+}
+/// Bytes of the mapping table of `mappings` in whole units.
+uint64_t table_bytes(uint64_t mappings);
+/// Bytes to keep free for one checkpoint of everything, one freeze with tables, a fresh chain, and
+/// the roots in between; `tables` is the sum of table_bytes().
+uint64_t reserve_for(uint64_t tables, uint64_t containers, uint64_t regions, uint64_t pages);
 
 JournalArea journal_area(const Medium& medium, const Superblock& superblock);
 

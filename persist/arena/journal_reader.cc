@@ -152,6 +152,9 @@ class Scanner {
     return finish();
   }
 
+  /// Offset of the last segment that was looked at, 0: none.
+  [[nodiscard]] uint64_t ended_in() const { return visited_.empty() ? 0 : visited_.back().offset; }
+
  private:
   struct Place {
     size_t segment = 0;
@@ -261,8 +264,11 @@ class Scanner {
 }  // namespace
 
 Result<JournalScan> scan_journal(const JournalArea& area, const LiveJournal& journal,
-                                 JournalSink& sink) {
-  return Scanner(area, journal, sink).run();
+                                 JournalSink& sink, uint64_t* stopped) {
+  Scanner scanner(area, journal, sink);
+  auto scanned = scanner.run();
+  if (stopped != nullptr) *stopped = scanner.ended_in();
+  return scanned;
 }
 
 Result<uint64_t> read_sealed_journal(const JournalArea& area, std::span<const ExtentRef> pieces,

@@ -54,9 +54,9 @@ struct JournalScan {
 };
 
 /// HF-JOURNAL-DAMAGED names offset and sequence where a record is missing that a later one calls
-/// durable.
+/// durable. `stopped`, where it is asked for, is the offset of the segment that reading ended in.
 Result<JournalScan> scan_journal(const JournalArea& area, const LiveJournal& journal,
-                                 JournalSink& sink);
+                                 JournalSink& sink, uint64_t* stopped = nullptr);
 
 /// Every record of every piece must be there; `pieces` are in bounds (load_catalog). Returns the
 /// number of changes.

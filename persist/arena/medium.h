@@ -63,10 +63,23 @@ enum class MediumAccess { kRead, kWrite };
 /// Opens a regular file, a block device or a devdax device by what it is.
 Result<std::unique_ptr<Medium>> open_medium(const std::string& path, MediumAccess access);
 
+/// Told of everything that a dax medium does to its memory, right after it, in program order: a
+/// test that keeps it can put down what a cut between any two would have left.
+class DaxTrace {
+ public:
+  virtual ~DaxTrace() = default;
+  /// Past the cache, 8 bytes: durable with the next fence.
+  virtual void streamed(uint64_t offset, std::span<const std::byte> bytes) = 0;
+  /// Into the cache: durable with a fence after its line was written back.
+  virtual void stored(uint64_t offset, std::span<const std::byte> bytes) = 0;
+  virtual void written_back(uint64_t line) = 0;  ///< offset of 64 bytes
+  virtual void fenced() = 0;
+};
+
 /// A mapping of `size` bytes written by stores, cache-line write-back and fences, whatever `path`
-/// is: a devdax device, or a file on a DAX filesystem in tests.
+/// is: a devdax device, or a file in tests. `trace` outlives the medium.
 Result<std::unique_ptr<Medium>> open_dax_medium(const std::string& path, uint64_t size,
-                                                MediumAccess access);
+                                                MediumAccess access, DaxTrace* trace = nullptr);
 
 /// Creates or resizes a regular file of `size` bytes with all blocks allocated and written, so that
 /// later writes need no filesystem metadata. Devices: checks that `size` fits.

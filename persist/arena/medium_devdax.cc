@@ -17,7 +17,7 @@
 namespace holdfast::arena {
 namespace {
 
-constexpr uintptr_t kLine = 64;
+constexpr uint64_t kLine = 64;
 
 using Flush = void (*)(const std::byte*);
 __attribute__((target("clwb"))) void flush_clwb(const std::byte* line) {
@@ -42,8 +42,8 @@ Flush choose_flush() {
 
 class DaxMedium final : public Medium {
  public:
-  DaxMedium(std::string path, UniqueFd fd, MappedRange range)
-      : path_(std::move(path)), fd_(std::move(fd)), range_(std::move(range)) {}
+  DaxMedium(std::string path, UniqueFd fd, MappedRange range, DaxTrace* trace)
+      : path_(std::move(path)), fd_(std::move(fd)), range_(std::move(range)), trace_(trace) {}
 
   std::string path() const override { return path_; }
   std::string_view name() const override { return "devdax"; }
@@ -54,26 +54,16 @@ class DaxMedium final : public Medium {
 
   Result<void> write(uint64_t offset, std::span<const std::byte> bytes) override {
     if (!fits(offset, bytes.size(), size())) return fail("arena " + path_, "write beyond its end");
-    std::byte* to = range_.data() + offset;
-    const std::byte* from = bytes.data();
+    uint64_t at = offset;
     uint64_t left = bytes.size();
-    if (is_aligned(offset, 8)) {
-      for (; left >= 8; to += 8, from += 8, left -= 8) {
-        long long word = 0;
-        std::memcpy(&word, from, 8);
-        _mm_stream_si64(reinterpret_cast<long long*>(to), word);
-      }
-    }
-    if (left > 0) {
-      std::memcpy(to, from, left);
-      const auto first = reinterpret_cast<uintptr_t>(to) & ~(kLine - 1);
-      for (uintptr_t line = first; line < reinterpret_cast<uintptr_t>(to) + left; line += kLine)
-        flush_(reinterpret_cast<const std::byte*>(line));
-    }
+    if (is_aligned(offset, 8))
+      for (; left >= 8; at += 8, left -= 8) stream(at, bytes.data() + (at - offset));
+    if (left > 0) store(at, bytes.last(left));
     return {};
   }
   Result<void> sync() override {
     _mm_sfence();
+    if (trace_ != nullptr) trace_->fenced();
     return {};
   }
   Result<void> lock_writer() override { return arena::lock_writer(fd_, path_); }
@@ -86,16 +76,33 @@ class DaxMedium final : public Medium {
   bool sector_atomic() const override { return false; }
 
  private:
+  void stream(uint64_t at, const std::byte* from) {
+    long long word = 0;
+    std::memcpy(&word, from, 8);
+    _mm_stream_si64(reinterpret_cast<long long*>(range_.data() + at), word);
+    if (trace_ != nullptr) trace_->streamed(at, {from, 8});
+  }
+  void store(uint64_t at, std::span<const std::byte> bytes) {
+    std::memcpy(range_.data() + at, bytes.data(), bytes.size());
+    if (trace_ != nullptr) trace_->stored(at, bytes);
+    // The mapping begins on a page: lines of the medium are lines of the cache.
+    for (uint64_t line = align_down(at, kLine); line < at + bytes.size(); line += kLine) {
+      flush_(range_.data() + line);
+      if (trace_ != nullptr) trace_->written_back(line);
+    }
+  }
+
   std::string path_;
   UniqueFd fd_;
   MappedRange range_;
+  DaxTrace* trace_;
   Flush flush_ = choose_flush();
 };
 
 }  // namespace
 
 Result<std::unique_ptr<Medium>> open_dax_medium(const std::string& path, uint64_t size,
-                                                MediumAccess access) {
+                                                MediumAccess access, DaxTrace* trace) {
   if (size < kMainStart)
     return refuse(Exit::kVerification, "HF-ARENA-TRUNCATED", "arena " + path,
                   fmt::format("has {} bytes, less than its superblocks take", size));
@@ -104,7 +111,7 @@ Result<std::unique_ptr<Medium>> open_dax_medium(const std::string& path, uint64_
   auto range = MappedRange::map(
       fd, 0, size, write ? MappedRange::Mode::kReadWrite : MappedRange::Mode::kReadOnly);
   if (!range) return pass(std::move(range).error(), "arena " + path);
-  return std::make_unique<DaxMedium>(path, std::move(fd), std::move(*range));
+  return std::make_unique<DaxMedium>(path, std::move(fd), std::move(*range), trace);
 }
 
 Result<void> Medium::write_superblock(uint64_t offset, const Superblock& superblock) {

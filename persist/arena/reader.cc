@@ -46,10 +46,19 @@ Result<void> Reader::Impl::load() {
     pause();
   }
   fill_header(header, *medium, found.superblock, root);
+  header.reserve = reserve_for(0, 0, 0, found.superblock.table_reserve);
   std::vector<Range> used{{found.superblock.root.offset, found.superblock.root.length},
                           {root.events.offset, root.events.length}};
   for (const GenerationEntry& entry : root.generations) {
     const auto catalog = load_catalog(*medium, found.superblock, entry);
+    if (catalog && entry.number == root.current) {
+      uint64_t tables = 0;
+      for (const ContainerRecord& record : catalog->manifest.containers)
+        tables += table_bytes(record.mapping_count);
+      header.reserve =
+          reserve_for(tables, catalog->manifest.containers.size(), catalog->manifest.regions.size(),
+                      found.superblock.table_reserve);
+    }
     for (const auto& extent : generation_extents(entry, catalog ? &*catalog : nullptr))
       used.push_back({extent.ref.offset, extent.ref.length});
   }
@@ -58,15 +67,25 @@ Result<void> Reader::Impl::load() {
   const FreeMap map(kMainStart, found.superblock.main_length, std::move(used));
   header.used = map.total_bytes() - map.free_bytes();
   const std::scoped_lock lock(files_lock);
+  if (found.superblock.files_length == 0) return {};
   if (const auto now = fresh_files()) {
-    std::vector<Range> chunks;
-    for (const auto& extent : file_extents((*now)->found.superblock, &(*now)->tree))
-      chunks.push_back({extent.ref.offset, extent.ref.length});
     const Superblock& top = (*now)->found.superblock;
-    const FreeMap area(top.files_start, top.files_length, std::move(chunks));
-    header.files_used = area.total_bytes() - area.free_bytes();
+    uint64_t content = 0, names = 0;
+    for (const FileNode& node : (*now)->tree.nodes) {
+      names += tree_bytes(node);
+      for (const ExtentRef& chunk : node.chunks) content += in_units(chunk.length);
+    }
+    header.files_used = content + in_units(top.root.length);
+    header.files_free = files_room(top, content, top.root.length, names);
+  } else {
+    header.files_problem = now.error().headline();
   }
   return {};
+}
+
+double Header::used_share() const {
+  const uint64_t usable = std::max(kUnit, main_size - std::min(main_size, reserve));
+  return std::min(1.0, static_cast<double>(used) / static_cast<double>(usable));
 }
 
 const Header& Reader::header() const {

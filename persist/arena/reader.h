@@ -30,8 +30,12 @@ struct Header {
   std::string medium;                 ///< "file", "block", "devdax"
   std::vector<std::string> survives;  ///< of "kill", "kexec", "power loss"
   uint64_t size = 0;                  ///< bytes
+  uint64_t main_size = 0;             ///< bytes of the main area: what `used` is a share of
+  uint64_t reserve = 0;               ///< bytes of it kept for one checkpoint and one freeze
   uint64_t used = 0;                  ///< bytes referenced by retained generations and the journal
   uint64_t files_quota = 0, files_used = 0;  ///< bytes
+  uint64_t files_free = 0;                   ///< bytes of new content that files/ is sure to take
+  std::string files_problem;                 ///< why files/ cannot be read; empty: it can
   uint32_t retain = 4;
   uint64_t commit_sequence = 0;  ///< of the superblock in force
   ArenaState state = ArenaState::kIdle;
@@ -40,6 +44,10 @@ struct Header {
   uint64_t current = 0;       ///< newest generation, 0: none yet
   uint64_t frozen = 0;        ///< sealed generation, 0: none
   std::string broken_reason;  ///< why the state is broken or refused
+  std::string mended;         ///< Writer: what opening found damaged and wrote again from its twin
+  /// 0..1: at 0.8 health warns, at 1 the journal finds no further segment. files/ has a quota of
+  /// its own and is no part of it.
+  [[nodiscard]] double used_share() const;
 };
 
 /// One contiguous object of the arena. `verify --json` prints all of them.
@@ -48,10 +56,13 @@ struct Object {
   uint64_t offset = 0;      ///< bytes from the start of the medium
   uint64_t length = 0;      ///< bytes covered by the checksum
   uint64_t generation = 0;  ///< 0: belongs to none (superblock, files)
-  Hash128 stored;           ///< as recorded
+  Hash128 stored;           ///< as recorded; of a live journal 0: each record has its own
   bool checked = false;
   bool good = false;
   std::string problem;  ///< one clause, empty when good
+  /// The frozen generation (none frozen: the newest) uses these bytes: its restore is refused when
+  /// they are damaged. Elsewhere damage is a warning and restore goes on.
+  bool used_by_frozen = false;
 };
 
 struct CheckReport {

@@ -109,7 +109,7 @@ Result<SuperblockChoice> choose_once(const Medium& medium, TreeKind kind) {
                   fmt::format("has {} bytes, was made with {}", medium.size(), newest.medium_size),
                   "restore the whole file from where it was copied");
   if (newest.medium_size < medium.size() && medium.name() == "file")
-    return refuse(Exit::kVerification, "HF-ARENA-SIZE", object,
+    return refuse(Exit::kVerification, "HF-ARENA-LONGER", object,
                   fmt::format("has {} bytes, was made with {}", medium.size(), newest.medium_size),
                   "find out what wrote behind it; `truncate` it to its size");
 

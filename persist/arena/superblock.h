@@ -38,7 +38,7 @@ struct SuperblockChoice {
   std::string damage;     ///< what was found there, one clause
 };
 
-/// Looks at both slots. HF-ARENA-FOREIGN, -NEWER, -DAMAGED, -TRUNCATED, -SIZE.
+/// Looks at both slots. HF-ARENA-FOREIGN, -NEWER, -DAMAGED, -TRUNCATED, -LONGER.
 Result<SuperblockChoice> choose_superblock(const Medium& medium, TreeKind kind);
 
 /// Writes `next` (with its checksum) to slot 0, syncs, to slot 1, syncs. What it refers to has been

@@ -83,9 +83,24 @@ Result<void> Writer::Impl::recover() {
   auto store = FilesStore::open(*medium);
   if (store) {
     files = std::move(*store);
+    if (const std::string& note = files->mended(); !note.empty())
+      mended += (mended.empty() ? "" : "; ") + note;
   } else {
     files_problem = store.error().headline();
   }
+  if (mended.empty()) return {};
+  // Kept where the next operator finds it. The arena is whole again: where the note does not fit,
+  // that stops nothing.
+  std::vector<Event> noted = events;
+  noted.push_back({now_ns(), 0, "", object(), mended + "; written again from its twin",
+                   "look at the medium: what wrote over this may write over more"});
+  if (noted.size() > kMaxEvents) noted.erase(noted.begin());
+  const auto ref = write_extent(encode(noted));
+  if (!ref) return {};
+  Root next = root;
+  next.events = *ref;
+  if (commit_root(std::move(next))) events = std::move(noted);
+  free_stale = true;
   return {};
 }
 
@@ -104,6 +119,7 @@ Result<void> Writer::Impl::settle(const Found& found) {
       root.damage = found.damage;
       return {};
     }
+    mended = found.damage;
     const auto slot = static_cast<uint32_t>(found.damaged_slot);
     HOLDFAST_TRY(medium->write_superblock(
         superblock_offset(TreeKind::kMain, slot, superblock.commit), superblock));
@@ -246,8 +262,14 @@ Header Writer::header() const {
   if (w.free_stale) impl_->rebuild_free_map();
   Header out;
   fill_header(out, *w.medium, w.superblock, w.root);
+  out.reserve = w.reserve_bytes();
   out.used = w.free_map.total_bytes() - w.free_map.free_bytes();
-  if (w.files) out.files_used = w.files->used_bytes();
+  if (w.files) {
+    out.files_used = w.files->used_bytes();
+    out.files_free = w.files->free_bytes();
+  }
+  out.files_problem = out.files_quota > 0 ? w.files_problem : std::string();
+  out.mended = w.mended;
   if (!w.journal_damage.empty()) {
     out.state = ArenaState::kBroken;
     out.broken_reason = w.journal_damage;

@@ -66,6 +66,7 @@ struct Writer::Impl {
   std::vector<Event> events;
   std::unique_ptr<FilesStore> files;
   std::string files_problem;  ///< why files/ cannot be used; empty: it can
+  std::string mended;         ///< superblocks that opening wrote again from their twins
 
   FreeMap free_map;
   bool free_stale = true;
@@ -105,6 +106,8 @@ struct Writer::Impl {
   Result<ExtentRef> write_extent(std::span<const std::byte> bytes);
   /// Commits `next`; with `catalog`, as a new generation whose number is catalog->manifest.number.
   Result<void> commit_root(Root next, const Catalog* catalog = nullptr);
+  [[nodiscard]] Result<void> restorable(const Catalog& catalog,
+                                        std::span<const std::byte> encoded) const;
   void retire(Root& next);
   std::unexpected<Error> full(std::string_view what) const;
 

@@ -236,13 +236,13 @@ Writer::Room Writer::room() const {
   Impl& w = *impl_;
   if (w.free_stale) w.rebuild_free_map();
   Room out;
-  // Of what there is beside the reserve: 1 is where the journal finds no further segment.
-  const uint64_t total = w.free_map.total_bytes(), reserve = w.reserve_bytes();
-  const uint64_t taken = total - w.free_map.free_bytes();
-  const uint64_t usable = std::max<uint64_t>(kUnit, total - std::min(total, reserve));
-  out.used = std::min(1.0, static_cast<double>(taken) / static_cast<double>(usable));
+  Header space;
+  space.main_size = w.free_map.total_bytes();
+  space.reserve = w.reserve_bytes();
+  space.used = space.main_size - w.free_map.free_bytes();
+  out.used = space.used_share();
   out.complete = !w.lost && !w.root.incomplete;
-  out.freeze_fits = out.complete && w.free_map.free_bytes() >= w.reserve_bytes();
+  out.freeze_fits = out.complete && w.free_map.free_bytes() >= space.reserve;
   return out;
 }
 

@@ -9,14 +9,6 @@
 #include "persist/base/checked.h"
 
 namespace holdfast::arena {
-namespace {
-
-uint64_t units(uint64_t length) {
-  return (length + kUnit - 1) & ~(kUnit - 1);
-}
-
-}  // namespace
-
 void Writer::Impl::rebuild_free_map() {
   std::vector<Range> used;
   const auto add = [&](const std::vector<Range>& ranges) {
@@ -47,16 +39,13 @@ JournalWriter::Allocate Writer::Impl::segment_allocator() {
   };
 }
 
-// One checkpoint of everything, one freeze with tables, a fresh chain, and the roots in between.
 uint64_t Writer::Impl::reserve_bytes() const {
   uint64_t tables = 0;
-  for (const auto& [id, entry] : live.containers)
-    tables += units(entry.set.size() * sizeof(Mapping));
-  const uint64_t catalog = (64 << 10) + live.containers.size() * kUnit + live.regions.size() * 512;
+  for (const auto& [id, entry] : live.containers) tables += table_bytes(entry.set.size());
   uint64_t pages = superblock.table_reserve;
   if (staged)
-    for (const Range& range : staged->ranges) pages -= std::min(pages, units(range.length));
-  return tables + 2 * catalog + 3 * kSegmentSize + pages;
+    for (const Range& range : staged->ranges) pages -= std::min(pages, in_units(range.length));
+  return reserve_for(tables, live.containers.size(), live.regions.size(), pages);
 }
 
 Result<ExtentRef> Writer::Impl::write_extent(std::span<const std::byte> bytes) {
@@ -87,6 +76,22 @@ void Writer::Impl::retire(Root& next) {
   }
 }
 
+// What every reader will ask of this catalog is asked before anything says that it is there: a
+// generation that was committed can be restored.
+Result<void> Writer::Impl::restorable(const Catalog& catalog,
+                                      std::span<const std::byte> encoded) const {
+  const uint64_t number = catalog.manifest.number;
+  const auto read = decode_catalog(encoded);
+  const auto fine = read ? check_catalog(superblock, {number, {}}, *read)
+                         : Result<void>(std::unexpected(read.error()));
+  if (fine) return {};
+  return refuse(
+      Exit::kRefused, "HF-FREEZE-CATALOG", fmt::format("generation {}", number),
+      fmt::format("could not be restored: {} {}", fine.error().object, fine.error().cause),
+      "nothing was committed, the record goes on; `holdfast bundle FILE`, and let the "
+      "clients that it names register again");
+}
+
 Result<void> Writer::Impl::commit_root(Root next, const Catalog* catalog) {
   HOLDFAST_TRY(usable());
   // Before the new generation is added: what goes is older than it.
@@ -94,6 +99,7 @@ Result<void> Writer::Impl::commit_root(Root next, const Catalog* catalog) {
   if (catalog != nullptr) {
     front = encode(*catalog);
     if (front.empty()) return fail(object(), "the catalog is too large");
+    HOLDFAST_TRY(restorable(*catalog, front));
     if (next.generations.size() >= kMaxGenerations)
       return refuse(Exit::kRefused, "HF-GENERATIONS", object(),
                     fmt::format("keeps {} generations, all in use", next.generations.size()),
@@ -101,7 +107,7 @@ Result<void> Writer::Impl::commit_root(Root next, const Catalog* catalog) {
     next.generations.push_back({catalog->manifest.number, {}});
     retire(next);
   }
-  const uint64_t root_at = units(front.size());
+  const uint64_t root_at = in_units(front.size());
   const uint64_t total = root_at + encode(next).size();
   const auto offset = allocate(total);
   if (!offset) return full(fmt::format("a commit of {} bytes", total));

@@ -4,22 +4,29 @@
 
 #include <cstring>
 #include <functional>
+#include <thread>
 
 #include "persist/arena/catalog.h"
+#include "persist/arena/damage.h"
 #include "persist/arena/format.h"
 #include "persist/arena/superblock.h"
 #include "persist/base/checked.h"
+#include "persist/base/io.h"
+#include "tests/support/scratch.h"
 #include "tests/unit/arena/fixture.h"
 
 namespace holdfast::arena {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 constexpr uint64_t kMiB = 1 << 20;
 
 /// Two generations of two containers, the second sealed with a delta, tables and files.
-struct Frozen : testing::Test {
+struct Frozen : ::testing::Test {
   Disk disk{4 << 20};
   uint32_t vm = 0;
   uint64_t frozen = 0;
@@ -71,10 +78,10 @@ TEST_F(Frozen, AFlippedBitAnywhereInItsObjectsIsNamed) {
   std::vector<std::string> names;
   for (const Object& object : report->objects) names.push_back(object.name);
   EXPECT_THAT(names,
-              testing::IsSupersetOf({"superblock 0", "superblock 1", "root", "generation 2 catalog",
-                                     "generation 2 vm0 mappings", "generation 2 nic mappings",
-                                     "generation 2 vm0 page index", "generation 2 vm0 pages 0",
-                                     "generation 2 journal 0"}));
+              ::testing::IsSupersetOf({"superblock 0", "superblock 1", "root",
+                                       "generation 2 catalog", "generation 2 vm0 mappings",
+                                       "generation 2 nic mappings", "generation 2 vm0 page index",
+                                       "generation 2 vm0 pages 0", "generation 2 journal 0"}));
   for (const Object& object : report->objects) {
     const uint64_t step = std::max<uint64_t>(1, object.length / 97);
     for (uint64_t i = 0; i < object.length; i += step) {
@@ -152,39 +159,152 @@ TEST_F(Frozen, AnUnusedByteIsHarmless) {
   EXPECT_EQ(verdict(frozen), "good");
 }
 
-TEST_F(Frozen, DamageElsewhereIsAWarning) {
-  auto reader = disk.reader();
-  ASSERT_OK(reader);
-  auto report = reader->check();
+// Every object that `verify` lists, one after the other: `used_by_frozen` says beforehand what a
+// flipped byte of it will do.
+TEST_F(Frozen, WhatAFlippedByteDoesIsKnownBeforehand) {
+  const auto report = disk.reader()->check();
   ASSERT_OK(report);
+  size_t used = 0, elsewhere = 0;
   for (const Object& object : report->objects) {
-    const bool elsewhere = object.name == "generation 1 catalog" ||
-                           object.name.starts_with("file ") || object.name == "events" ||
-                           object.name == "file tree";
-    if (!elsewhere) continue;
-    at(object.offset) ^= std::byte{2};
-    EXPECT_EQ(verdict(frozen), "good") << object.name;
-    auto again = disk.reader();
-    ASSERT_OK(again);
-    auto looked = again->check();
-    ASSERT_OK(looked);
-    EXPECT_FALSE(looked->warnings.empty()) << object.name;
-    at(object.offset) ^= std::byte{2};
+    at(object.offset + object.length / 2) ^= std::byte{2};
+    const std::string answer = verdict(frozen);
+    auto reader = disk.reader();
+    if (object.used_by_frozen) {
+      ++used;
+      EXPECT_NE(answer, "good") << object.name;
+    } else {
+      ++elsewhere;
+      EXPECT_EQ(answer, "good") << object.name;
+      ASSERT_OK(reader);
+      const auto looked = reader->check();
+      ASSERT_OK(looked);
+      EXPECT_THAT(
+          looked->warnings,
+          Contains(AllOf(HasSubstr(object.name), HasSubstr(fmt::format("{:#x}", object.offset)))));
+      const auto damage = damage_of(*looked);
+      ASSERT_EQ(damage.size(), 1u) << object.name;
+      EXPECT_EQ(damage[0].object, object.name);
+      EXPECT_EQ(damage[0].offset, object.offset);
+      EXPECT_THAT(damage[0].remedy, HasSubstr("restore goes on"));
+      EXPECT_FALSE(damage[0].stops_restore);
+    }
+    at(object.offset + object.length / 2) ^= std::byte{2};
   }
+  EXPECT_GT(used, 6u);
+  EXPECT_GT(elsewhere, 5u);
 }
 
-TEST_F(Frozen, TruncatedEmptyForeignAndLongerAreNamed) {
-  const auto whole = disk.disk->content();
-  const auto open = [](std::vector<std::byte> content) {
-    return Disk(std::move(content)).reader();
+// Generation 1 shares its tables with the frozen one: their bytes matter, whoever's name they bear.
+TEST_F(Frozen, ASharedTableIsUsedByTheFrozenGeneration) {
+  const auto report = disk.reader()->check();
+  ASSERT_OK(report);
+  const auto find = [&](std::string_view name) -> const Object& {
+    return *std::find_if(report->objects.begin(), report->objects.end(),
+                         [&](const Object& object) { return object.name == name; });
   };
-  auto half = whole;
-  half.resize(half.size() / 2);
-  EXPECT_CODE(open(half), "HF-ARENA-TRUNCATED");
-  EXPECT_CODE(open(std::vector<std::byte>(1 << 20)), "HF-ARENA-FOREIGN");
-  auto foreign = whole;
-  for (const uint64_t offset : {0x0, 0x1000, 0x4000, 0x5000}) foreign[offset] = std::byte{'E'};
-  EXPECT_CODE(open(foreign), "HF-ARENA-FOREIGN");
+  const Object& old = find("generation 1 vm0 mappings");
+  EXPECT_EQ(old.offset, find(fmt::format("generation {} vm0 mappings", frozen)).offset);
+  EXPECT_TRUE(old.used_by_frozen);
+  EXPECT_FALSE(find("generation 1 catalog").used_by_frozen);
+}
+
+TEST_F(Frozen, AWatchNamesDamageUntilItIsGone) {
+  const holdfast::testing::TempDir folder;
+  const std::string path = folder.file("arena");
+  const auto put = [&] {
+    return write_file(path, {reinterpret_cast<const char*>(disk.disk->content().data()),
+                             disk.disk->bytes().size()});
+  };
+  const auto report = disk.reader()->check();
+  ASSERT_OK(report);
+  const auto note = std::find_if(report->objects.begin(), report->objects.end(),
+                                 [](const Object& o) { return o.name.starts_with("file 2 "); });
+  at(note->offset) ^= std::byte{1};
+  ASSERT_OK(put());
+  DamageWatch watch(path);
+  const auto found = watch.wait();
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].object, note->name);
+  EXPECT_EQ(found[0].offset, note->offset);
+  EXPECT_EQ(found[0].length, note->length);
+  EXPECT_THAT(found[0].remedy, HasSubstr("write the file anew, or delete it"));
+  at(note->offset) ^= std::byte{1};
+  ASSERT_OK(put());
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!watch.found().empty() && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_TRUE(watch.found().empty());
+}
+
+TEST_F(Frozen, EveryObjectIsListedWhateverStateFilesIsIn) {
+  const auto names = [&] {
+    std::vector<std::string> out;
+    const auto report = disk.reader()->check();
+    for (const Object& object : report->objects)
+      if (object.name.starts_with("file")) out.push_back(object.name + (object.good ? "" : " bad"));
+    return out;
+  };
+  EXPECT_THAT(names(), ElementsAre("files superblock 0", "files superblock 1", "file tree",
+                                   "file 2 (note) chunk 0"));
+  EXPECT_EQ(disk.reader()->header().files_problem, "");
+  const auto report = disk.reader()->check();
+  uint64_t tree = 0;
+  for (const Object& object : report->objects)
+    if (object.name == "file tree") tree = object.offset;
+  at(tree) ^= std::byte{1};
+  EXPECT_THAT(names(), ElementsAre("files superblock 0", "files superblock 1", "file tree bad"));
+  EXPECT_THAT(disk.reader()->header().files_problem, HasSubstr("file tree"));
+  EXPECT_THAT(disk.writer()->header().files_problem, HasSubstr("file tree"));
+  at(tree) ^= std::byte{1};
+  for (const uint64_t offset : {0x8000, 0x9000, 0xc000, 0xd000}) at(offset + 100) ^= std::byte{1};
+  EXPECT_THAT(names(),
+              ElementsAre("files superblock 0 even copy bad", "files superblock 0 odd copy bad",
+                          "files superblock 1 even copy bad", "files superblock 1 odd copy bad"));
+  EXPECT_EQ(verdict(frozen), "good");
+}
+
+TEST_F(Frozen, AFilesSuperblockThatIsMendedIsSaidSo) {
+  const auto report = disk.reader()->check();
+  ASSERT_OK(report);
+  for (const Object& object : report->objects)
+    if (object.name == "files superblock 1") at(object.offset + 20) ^= std::byte{1};
+  {
+    auto writer = disk.writer();
+    ASSERT_OK(writer);
+    EXPECT_THAT(writer->header().mended, HasSubstr("files superblock 1 fails its checksum"));
+    EXPECT_THAT(writer->events().back().cause, HasSubstr("files superblock 1"));
+    EXPECT_EQ(writer->header().frozen, frozen);
+  }
+  EXPECT_TRUE(disk.reader()->check()->bad(0).empty());
+  EXPECT_EQ(disk.writer()->header().mended, "");
+}
+
+// As a file: what lies behind the end of a device is nobody's business.
+TEST_F(Frozen, TruncatedEmptyForeignAndLongerAreNamed) {
+  const holdfast::testing::TempDir folder;
+  const std::string path = folder.file("arena");
+  const std::string whole(reinterpret_cast<const char*>(disk.disk->content().data()),
+                          disk.disk->bytes().size());
+  const auto refused = [&](const std::string& content, const std::string& code) {
+    ASSERT_OK(write_file(path, content));
+    for (const auto& error : {Reader::open(path).error(), Writer::open(path).error()}) {
+      EXPECT_EQ(error.code, code) << error.message();
+      EXPECT_EQ(error.exit, Exit::kVerification) << code;
+      EXPECT_THAT(error.message(), HasSubstr(path));
+    }
+    EXPECT_EQ(*read_file(path), content) << code;
+  };
+  refused("", "HF-ARENA-EMPTY");
+  refused(whole.substr(0, whole.size() / 2), "HF-ARENA-TRUNCATED");
+  refused(whole.substr(0, 4096), "HF-ARENA-TRUNCATED");
+  refused(whole + std::string(4096, '\0'), "HF-ARENA-LONGER");
+  refused(whole + "x", "HF-ARENA-LONGER");
+  refused(std::string(1 << 20, '\0'), "HF-ARENA-FOREIGN");
+  std::string foreign = whole;
+  for (const size_t offset : {0x0, 0x1000, 0x4000, 0x5000}) foreign[offset] = 'E';
+  refused(foreign, "HF-ARENA-FOREIGN");
+  ASSERT_OK(write_file(path, whole));
+  EXPECT_OK(Reader::open(path));
 }
 
 TEST_F(Frozen, ANewerFormatIsRefusedByName) {
@@ -287,10 +407,11 @@ TEST_F(Frozen, AForgedCatalogWithRightChecksumsIsRefused) {
             xxh3_128({disk.disk->bytes().data() + tables.base.offset, tables.base.length});
     forger.set(catalog);
     const std::string found = verdict(frozen);
-    EXPECT_THAT(found, testing::StartsWith("HF-")) << name;
+    EXPECT_THAT(found, ::testing::StartsWith("HF-")) << name;
     // A writer opens it as broken, or, where only evidence is forged, as frozen: never more.
     if (auto writer = disk.writer()) {
-      EXPECT_THAT(writer->header().state, testing::AnyOf(ArenaState::kBroken, ArenaState::kFrozen));
+      EXPECT_THAT(writer->header().state,
+                  ::testing::AnyOf(ArenaState::kBroken, ArenaState::kFrozen));
     }
   }
 }

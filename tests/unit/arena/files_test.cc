@@ -174,5 +174,28 @@ TEST_F(Files, WritesNeverTouchAFrozenGeneration) {
   EXPECT_EQ(disk.reader()->header().commit_sequence, writer->header().commit_sequence);
 }
 
+// What is said to be free can be written, to the last byte; nothing more; and what is unlinked
+// counts at once.
+TEST_F(Files, WhatIsSaidToBeFreeCanBeWritten) {
+  const uint64_t quota = writer->header().files_quota;
+  const uint64_t promised = writer->header().files_free;
+  EXPECT_GT(promised, quota / 2);
+  EXPECT_LT(promised, quota);
+  ASSERT_OK(writer->file_create("big", 0600, 0, 0));
+  const auto content = pattern(promised, 3);
+  for (uint64_t at = 0; at < promised; at += 64 << 10)
+    ASSERT_OK(writer->file_write("big", at, std::span(content).subspan(at, 64 << 10)));
+  ASSERT_OK(writer->file_sync());
+  EXPECT_EQ(writer->header().files_free, 0u);
+  EXPECT_EQ(disk.reader()->header().files_free, 0u);
+  EXPECT_LT(writer->header().files_used, quota) << "the room for replacing is kept";
+  ASSERT_OK(writer->file_write("big", 0, pattern(1000, 4)));
+  ASSERT_OK(writer->file_unlink("big"));
+  EXPECT_GE(writer->header().files_free, promised - (64 << 10)) << "before any sync";
+  ASSERT_OK(writer->file_sync());
+  EXPECT_EQ(writer->header().files_free, promised);
+  EXPECT_EQ(disk.reader()->header().files_free, promised);
+}
+
 }  // namespace
 }  // namespace holdfast::arena

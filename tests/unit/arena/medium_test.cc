@@ -84,7 +84,7 @@ TEST_F(OnDisk, AnArenaIsNotOverwrittenByAccident) {
 TEST_F(OnDisk, SizesThatCannotBeAreRefused) {
   const uint64_t size = Reader::open(path)->header().size;
   ASSERT_EQ(::truncate(path.c_str(), static_cast<off_t>(size + 4096)), 0);
-  EXPECT_CODE(Reader::open(path), "HF-ARENA-SIZE");
+  EXPECT_CODE(Reader::open(path), "HF-ARENA-LONGER");
   ASSERT_EQ(::truncate(path.c_str(), static_cast<off_t>(size - 4096)), 0);
   EXPECT_CODE(Reader::open(path), "HF-ARENA-TRUNCATED");
   EXPECT_CODE(Writer::open(path), "HF-ARENA-TRUNCATED");

@@ -104,6 +104,30 @@ TEST_F(Recorded, CheckpointAndFreezeAreReadTheSame) {
   EXPECT_TRUE(report->warnings.empty());
 }
 
+// A seal that no reader accepts: found before the commit, not by the restore.
+TEST_F(Recorded, AGenerationThatCouldNotBeRestoredIsNotCommitted) {
+  ASSERT_OK(disk.init());
+  auto writer = disk.writer();
+  ASSERT_OK(writer);
+  begin(*writer);
+  ASSERT_OK(writer->apply(map(vm, 0, 4096, ram)));
+  ASSERT_OK(writer->checkpoint());
+  const uint64_t before = writer->header().commit_sequence;
+  const auto generations = disk.reader()->generations();
+  Seal seal;
+  seal.nonce = std::string(65, 'a');
+  const auto refused = writer->freeze(seal, {});
+  EXPECT_CODE(refused, "HF-FREEZE-CATALOG");
+  EXPECT_EQ(refused.error().exit, Exit::kRefused);
+  EXPECT_EQ(writer->header().state, ArenaState::kRecording);
+  EXPECT_EQ(writer->header().commit_sequence, before);
+  EXPECT_EQ(disk.reader()->generations(), generations);
+  seal.nonce.resize(64);
+  const auto sealed = writer->freeze(seal, {});
+  ASSERT_OK(sealed);
+  EXPECT_OK(disk.reader()->verify(*sealed));
+}
+
 TEST_F(Recorded, TheLeastDescriptionsReadBackToo) {
   Catalog catalog;
   ContainerRecord record;
