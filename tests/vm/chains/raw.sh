@@ -4,7 +4,7 @@
 # everything running.
 #
 #   vm.scenario=NAME  vm.how=  as raw_adopt run   vm.image=  what is kexec'd   vm.rounds=  kexecs
-#   vm.last=  how the last kernel finds it: adopt, found, blocked, quiet
+#   vm.last=  how the last kernel finds it: adopt, found, blocked, quiet, dumped
 #   vm.reason=  what the last kernel says of a device it has blocked
 #   vm.second=BDF  a second NIC, in a container that does not opt in, in the memory of dax1.0
 
@@ -25,6 +25,7 @@ step1() {
     try "kexec image loads" load_image
   fi
   run_ring "$NIC" /dev/dax0.0 "${how:-leave}"
+  [ "$(parameter vm.last)" = dumped ] && crash
   if [ "$(parameter vm.image)" = again ]; then try "the image is loaded once more" load_image; fi
   leave_ring 2
 }
@@ -40,6 +41,7 @@ run_ring() {
     *)
       expect 0 "the ring of $1 runs" raw_adopt run "$1" "$2" "$3"
       show_out
+      try "with its process gone it masters the bus, in D0" is_running "$1"
       ;;
   esac
 }
@@ -52,6 +54,30 @@ last_words() {
   [ -n "$(parameter vm.second)" ] && raw_adopt mark /dev/dax1.0 3
   raw_adopt mark /dev/dax0.0 3
   kexec -e
+}
+
+# crash: with everything held and the NIC receiving, into a crash kernel.
+crash() {
+  try "a crash kernel is loaded" kexec -s -p /boot/vmlinuz --initrd=/boot/initrd \
+    "--command-line=$(next_cmdline nr_cpus=1 reset_devices)"
+  echo 2 >/state/step
+  state_save
+  say "crash on purpose"
+  raw_adopt mark /dev/dax0.0 3
+  drain
+  echo c >/proc/sysrq-trigger
+  fail "the kernel did not crash"
+}
+
+# is_dumped: the crash kernel is up and has the old one's memory.
+is_dumped() {
+  if [ "$(dd if=/proc/vmcore bs=1 skip=1 count=3 2>/dev/null)" = ELF ]; then
+    say "ok $SCENARIO: the crash kernel has a dump"
+  else
+    fail "no dump"
+  fi
+  # 64 MiB of it, read to nowhere
+  try "it can be read" dd if=/proc/vmcore of=/dev/null bs=1M count=64
 }
 
 # load_image: the next kernel, with what the scenario leaves out or changes.
@@ -89,6 +115,7 @@ next_kernel() {
     blocked) is_blocked ;;
     found) is_found ;;
     quiet) is_quiet ;;
+    dumped) is_dumped ;;
     *) is_adopted ;;
   esac
   kernel_is_calm
@@ -99,8 +126,11 @@ is_adopted() {
   [ "$(parameter vm.fill)" = yes ] && fill_memory
   native_is_kept_out "$NIC"
   try "the NIC is bound again" bind "$NIC"
+  try "bound, it masters the bus, in D0" is_running "$NIC"
   expect 0 "what must be refused" raw_adopt wrong "$NIC" /dev/dax0.0
   show_out
+  try "closed again, it masters the bus, in D0" is_running "$NIC"
+  expect 1 "sysfs does not reset it" sh -c "echo 1 >/sys/bus/pci/devices/$NIC/reset"
   if [ "$(parameter vm.killed)" = yes ]; then
     for at in 1 2 3 4 5 6; do
       expect 137 "killed at step $at of adopting" sh -c "raw_adopt die $NIC /dev/dax0.0 $at"
@@ -108,6 +138,7 @@ is_adopted() {
   fi
   expect 0 "adopted" raw_adopt adopt "$NIC" /dev/dax0.0
   show_out
+  masters_bus "$NIC" && fail "given up for good it still masters the bus"
   pool_is_empty
   if [ "$(parameter vm.scale)" = yes ]; then
     expect 0 "scale" raw_adopt scale "$NIC" /dev/dax0.0

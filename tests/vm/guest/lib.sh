@@ -246,6 +246,12 @@ native_is_kept_out() {
   fi
 }
 
+# masters_bus BDF: whether bit 2 of its command register is set.
+masters_bus() { [ $(($(od -An -tu1 -j4 -N1 "/sys/bus/pci/devices/$1/config") & 4)) != 0 ]; }
+
+# is_running BDF: as a held device is left, with nobody's descriptor open on it.
+is_running() { masters_bus "$1" && [ "$(cat "/sys/bus/pci/devices/$1/power_state")" = D0 ]; }
+
 # kernel_is_calm: no warning, splat or unhandled interrupt in the kernel's log.
 kernel_is_calm() {
   if dmesg | grep -E -A 12 'WARNING:|BUG:|nobody cared|No irq handler for vector|protection fault' >/tmp/splat; then

@@ -211,6 +211,11 @@ chain_control_no_reservation() {
     saw wrong -eq 0 && saw strays -eq 0 && saw registered -eq 0
 }
 
+chain_control_crash() {
+  raw_chain 200 "$REGION_MEMMAP $ROOT_BUS crashkernel=256M vm.last=dumped" "${NIC_DEVICE[@]}" &&
+    saw wrong -eq 0 && saw registered -eq 0
+}
+
 # One bit of the pool flips between the kernels: refused, blocked, and usable again from scratch.
 damaged() { # WHAT REASON
   DAMAGE=$1
