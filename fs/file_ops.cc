@@ -79,13 +79,13 @@ FileEntry FileOps::remember(uint64_t parent, arena::FileInfo info) {
   return {inode, std::move(info)};
 }
 
-FileOps::Answer<FileEntry> FileOps::create(uint64_t parent, const std::string& name,
-                                           const Maker& maker) {
+FileOps::Answer<FileEntry> FileOps::make(uint64_t parent, const std::string& name,
+                                         const Maker& maker, MakeCall call) {
   const auto path = inodes_.path(parent, name);
   if (!path) return std::unexpected(name_problem(name));
   FileEntry out;
   const auto done = files_->change([&](FilesStore& store) -> Result<void> {
-    HOLDFAST_TRY(store.create(*path, maker.mode & 07777, maker.uid, maker.gid));
+    HOLDFAST_TRY((store.*call)(*path, maker.mode & 07777, maker.uid, maker.gid));
     HOLDFAST_TRY_ASSIGN(out.info, store.stat(*path));
     return {};
   });
@@ -94,19 +94,14 @@ FileOps::Answer<FileEntry> FileOps::create(uint64_t parent, const std::string& n
   return out;
 }
 
+FileOps::Answer<FileEntry> FileOps::create(uint64_t parent, const std::string& name,
+                                           const Maker& maker) {
+  return make(parent, name, maker, &FilesStore::create);
+}
+
 FileOps::Answer<FileEntry> FileOps::mkdir(uint64_t parent, const std::string& name,
                                           const Maker& maker) {
-  const auto path = inodes_.path(parent, name);
-  if (!path) return std::unexpected(name_problem(name));
-  FileEntry out;
-  const auto done = files_->change([&](FilesStore& store) -> Result<void> {
-    HOLDFAST_TRY(store.mkdir(*path, maker.mode & 07777, maker.uid, maker.gid));
-    HOLDFAST_TRY_ASSIGN(out.info, store.stat(*path));
-    return {};
-  });
-  if (!done) return std::unexpected(errno_of(done.error()));
-  out.inode = inodes_.remember(parent, name, out.info);
-  return out;
+  return make(parent, name, maker, &FilesStore::mkdir);
 }
 
 // The bytes of an open file outlive its name: it is renamed out of sight until the last close. What

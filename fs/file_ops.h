@@ -71,6 +71,10 @@ class FileOps {
   [[nodiscard]] Files& files() { return *files_; }
 
  private:
+  using MakeCall = Result<void> (FilesStore::*)(const std::string& path, uint32_t mode,
+                                                uint32_t uid, uint32_t gid);
+  Answer<FileEntry> make(uint64_t parent, const std::string& name, const Maker& maker,
+                         MakeCall call);
   /// Runs `act` with the path of `inode` after making sure that the path still is that file.
   template <typename Act>
   int change_file(uint64_t inode, const Act& act);

@@ -163,10 +163,7 @@ Result<std::unique_ptr<FilesStore>> open_remote_store(const std::string& path,
   HOLDFAST_TRY_ASSIGN(auto client, protocol::ControlClient::connect(socket, kConnectTimeoutMs));
   HOLDFAST_TRY_ASSIGN(const auto health, client.call("health"));
   HOLDFAST_TRY_ASSIGN(const auto reader, arena::Reader::open(path));
-  const auto arena = health.body.find("arena");
-  if (arena == health.body.end() || !arena->is_object()) return odd_answer("health");
-  const auto uuid = arena->find("uuid");
-  if (uuid == arena->end() || *uuid != reader.header().uuid.text())
+  if (!protocol::serves(health.body, reader.header().uuid))
     return fail_errno(ENOENT, socket, "find an agent that holds this arena");
   return std::make_unique<RemoteStore>(std::move(client), path);
 }

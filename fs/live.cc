@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "persist/agent/control_client.h"
+#include "persist/model/json_field.h"
 
 namespace holdfast::fs {
 namespace {
@@ -13,26 +14,20 @@ namespace {
 constexpr auto kFresh = std::chrono::milliseconds(300);
 constexpr int kConnectTimeoutMs = 1000;
 
-std::string field(const Json& json, const char* key) {
-  const auto it = json.find(key);
-  if (it == json.end()) return {};
-  if (it->is_string()) return it->get<std::string>();
-  return it->is_primitive() && !it->is_null() ? it->dump() : std::string();
-}
-
 // The agent's findings in the words of the arena's own.
 std::vector<Finding> agent_findings(const Json& health) {
   std::vector<Finding> out;
-  out.push_back(
-      {Finding::Grade::kGood, fmt::format("agent running, {} clients", field(health, "clients"))});
+  out.push_back({Finding::Grade::kGood,
+                 fmt::format("agent running, {} clients", field_text(health, "clients"))});
   const auto findings = health.find("findings");
   if (findings != health.end() && findings->is_array())
     for (const auto& finding : *findings) {
       if (!finding.is_object()) continue;
-      const std::string severity = field(finding, "severity");
-      std::string line = fmt::format("{}: {}", field(finding, "object"), field(finding, "cause"));
-      if (const auto code = field(finding, "code"); !code.empty()) line += " [" + code + "]";
-      if (const auto remedy = field(finding, "remedy"); !remedy.empty()) line += "; " + remedy;
+      const std::string severity = field_text(finding, "severity");
+      std::string line =
+          fmt::format("{}: {}", field_text(finding, "object"), field_text(finding, "cause"));
+      if (const auto code = field_text(finding, "code"); !code.empty()) line += " [" + code + "]";
+      if (const auto remedy = field_text(finding, "remedy"); !remedy.empty()) line += "; " + remedy;
       out.push_back({severity == "error"     ? Finding::Grade::kBad
                      : severity == "warning" ? Finding::Grade::kWarning
                                              : Finding::Grade::kGood,
@@ -43,9 +38,9 @@ std::vector<Finding> agent_findings(const Json& health) {
     for (const auto& container : *containers) {
       if (!container.is_object()) continue;
       std::string line =
-          fmt::format("live container {}: {} mappings, custody {}", field(container, "name"),
-                      field(container, "mappings"), field(container, "custody"));
-      if (const auto pinned = field(container, "pinned_bytes"); !pinned.empty())
+          fmt::format("live container {}: {} mappings, custody {}", field_text(container, "name"),
+                      field_text(container, "mappings"), field_text(container, "custody"));
+      if (const auto pinned = field_text(container, "pinned_bytes"); !pinned.empty())
         line += fmt::format(", {} pinned bytes held", pinned);
       out.push_back({Finding::Grade::kGood, line});
     }
@@ -118,10 +113,7 @@ struct Live::State {
   std::optional<Json> agent_health() const {
     auto answer = ask(socket, "health");
     if (!answer) return std::nullopt;
-    const auto arena = answer->find("arena");
-    if (arena == answer->end() || !arena->is_object() ||
-        field(*arena, "uuid") != source->header().uuid.text())
-      return std::nullopt;
+    if (!protocol::serves(*answer, source->header().uuid)) return std::nullopt;
     return std::move(*answer);
   }
 
@@ -143,7 +135,7 @@ struct Live::State {
     if (agent_health()) {
       const auto answer = ask(socket, "plan");
       if (!answer) return answer.error().message() + "\n";
-      auto text = field(*answer, "text");
+      auto text = field_text(*answer, "text");
       if (text.empty()) text = answer->dump(2, ' ', false, Json::error_handler_t::replace);
       if (text.empty() || text.back() != '\n') text += '\n';
       return text;

@@ -6,7 +6,7 @@
 #include "persist/agent/control_client.h"
 #include "persist/arena/reader.h"
 #include "persist/arena/writer.h"
-#include "persist/model/json.h"
+#include "persist/model/json_field.h"
 
 namespace holdfast::fs {
 namespace {
@@ -19,18 +19,12 @@ bool same_file(const std::string& a, const std::string& b) {
          one.st_dev == other.st_dev && one.st_ino == other.st_ino;
 }
 
-std::string field(const Json& json, const char* key) {
-  const auto it = json.find(key);
-  return it != json.end() && it->is_string() ? it->get<std::string>() : std::string();
-}
-
 // An arena that cannot be read has no UUID to compare; its agent still has it in memory.
-bool serves(const Json& health, const std::string& path, const Result<arena::Reader>& reader) {
+bool is_of(const Json& health, const std::string& path, const Result<arena::Reader>& reader) {
   if (path.empty()) return true;
+  if (reader) return protocol::serves(health, reader->header().uuid);
   const auto arena = health.find("arena");
-  if (arena == health.end() || !arena->is_object()) return false;
-  if (reader) return field(*arena, "uuid") == reader->header().uuid.text();
-  return same_file(field(*arena, "path"), path);
+  return arena != health.end() && same_file(field_text(*arena, "path"), path);
 }
 
 /// False: no agent of this arena listens.
@@ -39,7 +33,7 @@ Result<bool> through_agent(const std::string& path, const Result<arena::Reader>&
   auto agent = protocol::ControlClient::connect(socket, kConnectTimeoutMs);
   if (!agent) return false;
   const auto health = agent->call("health");
-  if (!health || !serves(health->body, path, reader)) return false;
+  if (!health || !is_of(health->body, path, reader)) return false;
   auto kept = agent->call("event", to_json(event));
   if (!kept) return pass(std::move(kept).error());
   return true;

@@ -30,7 +30,7 @@ Result<std::string> other_arena(const Context& context, protocol::ControlClient&
   if (named.empty()) return std::string();
   HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(named));
   HOLDFAST_TRY_ASSIGN(const Json health, ask(context, agent, "health"));
-  if (serves(health, reader.header().uuid.text())) return std::string();
+  if (protocol::serves(health, reader.header().uuid)) return std::string();
   const auto arena = health.find("arena");
   if (arena == health.end() || !arena->is_object()) return std::string("another arena");
   const auto path = arena->find("path");
@@ -82,13 +82,6 @@ Result<Json> ask(const Context& context, protocol::ControlClient& agent, std::st
     return std::unexpected(std::move(answer).error());
   }
   return std::move(answer->body);
-}
-
-bool serves(const Json& health, const std::string& arena_uuid) {
-  const auto arena = health.find("arena");
-  if (arena == health.end() || !arena->is_object()) return false;
-  const auto uuid = arena->find("uuid");
-  return uuid != arena->end() && uuid->is_string() && uuid->get<std::string>() == arena_uuid;
 }
 
 void keep_refusal(const Context& context, const Error& error) {

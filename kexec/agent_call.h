@@ -29,9 +29,6 @@ namespace holdfast::command {
                                std::string_view verb, Json arguments = Json::object(),
                                int timeout_ms = 60'000);
 
-/// Whether the agent, by its health, serves this arena.
-[[nodiscard]] bool serves(const Json& health, const std::string& arena_uuid);
-
 /// Keeps the refusal that ends this run (exit 3 to 6) in the events of the arena that the run
 /// looked at, unless the agent gave it and so has kept it. Best effort: the refusal stands whether
 /// or not it could be kept, and a note says why it could not. Other errors are left alone.

@@ -10,6 +10,7 @@
 #include "kexec/context.h"
 #include "persist/arena/writer.h"
 #include "persist/model/json.h"
+#include "persist/model/json_field.h"
 #include "persist/model/state.h"
 
 namespace holdfast::command {
@@ -20,13 +21,6 @@ struct FreezeOptions {
   uint32_t timeout_ms = 0;
   bool timeout_given = false;
 };
-
-std::string text_of(const Json& json, const char* key) {
-  const auto it = json.find(key);
-  if (it == json.end()) return {};
-  return it->is_string() ? it->get<std::string>()
-                         : it->dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 // The agent's answer as a document of this command: schema and version first, its fields after.
 Json as_document(const char* name, const Json& answer) {
@@ -60,8 +54,8 @@ Result<Exit> run_freeze(Context& context, const FreezeOptions& options) {
     context.print_document(as_document("freeze", *answer));
   } else {
     Context::print(fmt::format("frozen: generation {} sealed, policy {}\n",
-                               text_of(*answer, "generation"), policy_name(policy)));
-    if (const std::string held = text_of(*answer, "enforcement"); !held.empty())
+                               field_text(*answer, "generation"), policy_name(policy)));
+    if (const std::string held = field_text(*answer, "enforcement"); !held.empty())
       Context::print(fmt::format("  mappings held: {}\n", held));
     Context::print("safe to kexec: holdfast kexec exec; to take it back: holdfast thaw\n");
   }
@@ -91,10 +85,11 @@ Result<Exit> run_ending(Context& context, const char* verb, OfflineAct act, cons
   if (context.json)
     context.print_document(as_document(verb, answer));
   else
-    Context::print(fmt::format("{}{}\n", done,
-                               text_of(answer, "state").empty()
-                                   ? std::string()
-                                   : fmt::format("; the arena is {}", text_of(answer, "state"))));
+    Context::print(
+        fmt::format("{}{}\n", done,
+                    field_text(answer, "state").empty()
+                        ? std::string()
+                        : fmt::format("; the arena is {}", field_text(answer, "state"))));
   return Exit::kDone;
 }
 

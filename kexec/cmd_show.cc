@@ -59,7 +59,7 @@ std::optional<Json> agent_health(const Context& context, const arena::Header& he
   auto agent = find_agent(context);
   if (!agent || !*agent) return std::nullopt;
   auto health = ask(context, **agent, "health");
-  if (!health || !serves(*health, header.uuid.text())) return std::nullopt;
+  if (!health || !protocol::serves(*health, header.uuid)) return std::nullopt;
   return std::move(*health);
 }
 

@@ -4,16 +4,10 @@
 
 #include <algorithm>
 
+#include "persist/model/json_field.h"
+
 namespace holdfast::command {
 namespace {
-
-std::string field(const Json& json, const char* key) {
-  if (!json.is_object()) return {};
-  const auto it = json.find(key);
-  if (it == json.end() || it->is_null()) return {};
-  return it->is_string() ? it->get<std::string>()
-                         : it->dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 bool truth(const Json& json, const char* key) {
   if (!json.is_object()) return false;
@@ -57,26 +51,26 @@ std::string milliseconds(const Json& json, const char* key) {
 std::string plan_text(const Json& plan) {
   const Json& policy = object(plan, "policy");
   const Json& kernel = object(plan, "kernel");
-  std::string out =
-      fmt::format("plan for generation {}: sealed policy {}, asked {}; kernel {}, port {}\n",
-                  field(plan, "generation"), field(policy, "sealed"), field(policy, "asked"),
-                  field(kernel, "release"), field(kernel, "port"));
+  std::string out = fmt::format(
+      "plan for generation {}: sealed policy {}, asked {}; kernel {}, port {}\n",
+      field_text(plan, "generation"), field_text(policy, "sealed"), field_text(policy, "asked"),
+      field_text(kernel, "release"), field_text(kernel, "port"));
   if (const Json& token = object(plan, "token"); !token.empty())
-    out += "in this boot a restore is refused:\n" + indented(field(token, "message"), "  ");
+    out += "in this boot a restore is refused:\n" + indented(field_text(token, "message"), "  ");
   size_t number = 0;
   for (const auto& container : list(plan, "containers")) {
     out += fmt::format("\ncontainer {}: {}; {} mappings, {} bytes; evidence {}, proof {}\n",
-                       field(container, "name"), field(container, "strategy"),
-                       field(container, "mappings"), field(container, "bytes"),
-                       field(container, "evidence"), field(container, "proof"));
-    if (const auto why = field(container, "why"); !why.empty())
+                       field_text(container, "name"), field_text(container, "strategy"),
+                       field_text(container, "mappings"), field_text(container, "bytes"),
+                       field_text(container, "evidence"), field_text(container, "proof"));
+    if (const auto why = field_text(container, "why"); !why.empty())
       out += fmt::format("  nothing better is possible: {}\n", why);
-    if (const auto takes = field(container, "takes"); !takes.empty())
+    if (const auto takes = field_text(container, "takes"); !takes.empty())
       out += fmt::format("  it would take: {}\n", takes);
     for (const auto& step : list(container, "steps"))
-      out += fmt::format("  {:3}. {}\n", ++number, field(step, "text"));
+      out += fmt::format("  {:3}. {}\n", ++number, field_text(step, "text"));
     for (const auto& refusal : list(container, "refusals"))
-      out += "  refused:\n" + indented(field(refusal, "message"), "    ");
+      out += "  refused:\n" + indented(field_text(refusal, "message"), "    ");
   }
   out += truth(plan, "runs") ? "\nevery container is taken up whole or not at all\n"
                              : "\nthis plan will not be run; nothing is changed\n";
@@ -84,20 +78,20 @@ std::string plan_text(const Json& plan) {
 }
 
 std::string restore_report_text(const Json& report) {
-  std::string out = fmt::format("restore of generation {}: {}\n", field(report, "generation"),
+  std::string out = fmt::format("restore of generation {}: {}\n", field_text(report, "generation"),
                                 truth(report, "finished") ? "finished" : "not finished");
   for (const auto& container : list(report, "containers")) {
     const bool done = truth(container, "done");
-    out += fmt::format("  {} {}: {}{}\n", done ? "done" : "FAILED", field(container, "name"),
-                       field(container, "strategy"),
-                       field(container, "mappings").empty()
+    out += fmt::format("  {} {}: {}{}\n", done ? "done" : "FAILED", field_text(container, "name"),
+                       field_text(container, "strategy"),
+                       field_text(container, "mappings").empty()
                            ? std::string()
-                           : fmt::format(", {} mappings", field(container, "mappings")));
+                           : fmt::format(", {} mappings", field_text(container, "mappings")));
     if (const auto took = milliseconds(container, "duration_ns"); !took.empty())
       out.insert(out.size() - 1, ", " + took);
     const auto error = container.is_object() ? container.find("error") : container.end();
     if (!done && error != container.end() && error->is_object())
-      out += indented(field(*error, "message"), "    ");
+      out += indented(field_text(*error, "message"), "    ");
   }
   return out;
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "kexec/text.h"
+#include "persist/model/json_field.h"
 
 namespace holdfast::command {
 namespace {
@@ -25,15 +26,6 @@ std::string sealed_text(const Seal& seal) {
   return seal.sealed ? fmt::format("sealed: {}, {}", policy_name(seal.policy),
                                    enforcement_name(seal.enforcement))
                      : "";
-}
-
-// Fields of documents that another program made: never trusted to be there or of the right type.
-std::string field_text(const Json& json, const char* key) {
-  if (!json.is_object()) return {};
-  const auto it = json.find(key);
-  if (it == json.end() || it->is_null()) return {};
-  return it->is_string() ? it->get<std::string>()
-                         : it->dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "persist/agent/transport.h"
+#include "persist/model/json_field.h"
 
 namespace holdfast::protocol {
 
@@ -141,6 +142,11 @@ Result<Parcel> ControlClient::call(std::string_view verb, Json arguments,
     if (parcel) socket_ = std::move(socket);
     return parcel;
   }
+}
+
+bool serves(const Json& health, const Uuid& arena) {
+  const auto served = health.find("arena");
+  return served != health.end() && field_text(*served, "uuid") == arena.text();
 }
 
 }  // namespace holdfast::protocol

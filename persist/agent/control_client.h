@@ -13,6 +13,7 @@
 #include "persist/agent/protocol.h"
 #include "persist/base/result.h"
 #include "persist/base/unique_fd.h"
+#include "persist/base/uuid.h"
 #include "persist/model/json.h"
 
 namespace holdfast::protocol {
@@ -68,6 +69,9 @@ class ControlClient {
   Welcome welcome_;
   uint64_t next_request_ = 1;
 };
+
+/// Whether the agent that gave this answer to "health" serves the arena of this UUID.
+[[nodiscard]] bool serves(const Json& health, const Uuid& arena);
 
 /// Sends HELLO and waits for WELCOME; an ERROR comes back as that error. Shared with libholdfast.
 struct Handshake {
