@@ -59,12 +59,8 @@ Result<std::unique_ptr<kernel::Port>> open_port(const std::string& spec) {
     HOLDFAST_TRY_ASSIGN(auto port, sim::SimPort::connect(spec.substr(kSimPrefix.size())));
     return std::unique_ptr<kernel::Port>(std::move(port));
   }
-  Error error;
-  error.exit = Exit::kUsage;
-  error.object = fmt::format("port '{}'", spec);
-  error.cause = "is not known";
-  error.remedy = "type1, or sim:SOCKET";
-  return std::unexpected(std::move(error));
+  return refuse(Exit::kUsage, {}, fmt::format("port '{}'", spec), "is not known",
+                "type1, or sim:SOCKET");
 }
 
 // A command that keeps a refusal, or the last writes of an agent that is being replaced, hold the
@@ -83,13 +79,10 @@ Result<arena::Writer> open_arena(const std::string& path) {
 }  // namespace
 
 Result<void> run_agent(AgentProcessOptions options) {
-  if (options.proc != "/proc" && !options.port.starts_with(kSimPrefix)) {
-    Error error;
-    error.exit = Exit::kUsage;
-    error.object = fmt::format("--proc {}", options.proc);
-    error.cause = "is for the simulated kernel only: a token must come from the kernel that runs";
-    return std::unexpected(std::move(error));
-  }
+  if (options.proc != "/proc" && !options.port.starts_with(kSimPrefix))
+    return refuse(Exit::kUsage, {}, fmt::format("--proc {}", options.proc),
+                  "is for the simulated kernel only: a token must come from the kernel that runs",
+                  "leave --proc out");
   ::signal(SIGPIPE, SIG_IGN);
   HOLDFAST_TRY_ASSIGN(auto port, open_port(options.port));
   HOLDFAST_TRY_ASSIGN(auto writer, open_arena(options.arena));

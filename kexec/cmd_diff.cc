@@ -39,7 +39,8 @@ Result<Pair> pick(const arena::Reader& reader, const Options& options) {
     if (number == 0)
       return refuse(Exit::kRefused, "HF-GENERATION",
                     fmt::format("generation {}", after.manifest().number),
-                    "is the oldest that is retained: there is nothing to compare it with");
+                    "is the oldest that is retained: there is nothing to compare it with",
+                    "holdfast show lists those that are retained");
   }
   HOLDFAST_TRY_ASSIGN(arena::GenerationView before, find_generation(reader, number));
   return Pair{std::move(before), std::move(after)};

@@ -75,7 +75,7 @@ void add_init(CLI::App& app, Context& context) {
   command
       ->add_option("--for-mappings", options->init.for_mappings,
                    "make room for this many mappings (default 65535)")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32))
       ->excludes(size);
   command
       ->add_option("--table-bytes", options->init.table_bytes,
@@ -84,7 +84,7 @@ void add_init(CLI::App& app, Context& context) {
   command->add_option("--files-quota", options->init.files_quota, "room for files/ (default 16M)")
       ->transform(CLI::AsSizeValue(false));
   command->add_option("--retain", options->init.retain, "generations kept (default 4)")
-      ->check(CLI::Range(2, 64));
+      ->check(CLI::Range(2, 16));
   command->add_flag("--force", options->force,
                     "overwrite an arena that is there (never a frozen one)");
   add_arena_option(*command, context);

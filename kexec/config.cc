@@ -22,12 +22,7 @@ std::string_view trimmed(std::string_view text) {
 
 std::unexpected<Error> bad_line(std::string_view origin, size_t number, std::string_view cause,
                                 std::string_view remedy) {
-  Error error;
-  error.exit = Exit::kUsage;
-  error.object = fmt::format("{} line {}", origin, number);
-  error.cause = cause;
-  error.remedy = remedy;
-  return std::unexpected(std::move(error));
+  return refuse(Exit::kUsage, {}, fmt::format("{} line {}", origin, number), cause, remedy);
 }
 
 Result<uint32_t> number_in(std::string_view value, uint32_t limit) {

@@ -59,9 +59,12 @@ std::string find_arena(const Host& host, const std::string& uuid, const std::str
 Context::Context() : host_(Host::from_environment()) {}
 
 Result<Config> Context::config() const {
-  std::string path = config_option.empty() ? environment("HOLDFAST_CONF") : config_option;
-  if (path.empty()) path = host_.path(kConfigPath);
-  return load_config(path);
+  const std::string named = config_option.empty() ? environment("HOLDFAST_CONF") : config_option;
+  if (named.empty()) return load_config(host_.path(kConfigPath));
+  // The default one need not be there; one that is named must.
+  if (::access(named.c_str(), F_OK) == 0) return load_config(named);
+  return refuse(Exit::kUsage, {}, "configuration " + named, "is not there",
+                "name another with --config or HOLDFAST_CONF");
 }
 
 Result<std::string> Context::arena_path(const std::string& given) const {
@@ -109,13 +112,9 @@ Result<std::string> Context::find_arena_path(const std::string& given) const {
       if (std::string path = find_arena(host_, uuid, {}); !path.empty()) return path;
   }
   if (std::string path = host_.path(kDefaultArena); ::access(path.c_str(), F_OK) == 0) return path;
-  Error error;
-  error.exit = Exit::kUsage;
-  error.object = "arena";
-  error.cause = "none is named";
-  error.remedy = fmt::format("give --arena PATH, set HOLDFAST_ARENA, or write 'arena = PATH' to {}",
-                             kConfigPath);
-  return std::unexpected(std::move(error));
+  return refuse(Exit::kUsage, {}, "arena", "none is named",
+                fmt::format("give --arena PATH, set HOLDFAST_ARENA, or write 'arena = PATH' to {}",
+                            kConfigPath));
 }
 
 std::string Context::named_arena() const {

@@ -2,7 +2,9 @@
 // status and code.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
+#include <string_view>
 
 #include "kexec/agent_call.h"
 #include "kexec/commands.h"
@@ -22,6 +24,32 @@ constexpr const char* kFooter =
 When in doubt:  holdfast show    holdfast doctor    holdfast verify
 Exit status: 0 done, 1 failed, 2 usage, 3 not what was saved, 4 not supported here,
 5 refused by a safety rule, 6 partly done. Codes (HF-...) are explained in docs/operator.md.)";
+
+// What CLI11 makes of a command line that cannot be understood, in the form of every other error.
+holdfast::Error wrong_usage(const CLI::App& app, const CLI::ParseError& found) {
+  const CLI::App* at = &app;
+  holdfast::Error error;
+  error.exit = holdfast::Exit::kUsage;
+  error.object = app.get_name();
+  while (!at->get_subcommands().empty()) {
+    at = at->get_subcommands().front();
+    error.object += " " + at->get_name();
+  }
+  error.cause = found.what();
+  error.remedy = error.object + " --help";
+  const auto words = app.remaining(true);
+  if (!words.empty())
+    error.cause = "'" + words.front() + "' is no " +
+                  (words.front().starts_with("-") ? "option of this command" : "word for it");
+  std::string names;
+  for (const CLI::App* one : at->get_subcommands([](const CLI::App*) { return true; }))
+    names += (names.empty() ? "" : ", ") + one->get_name();
+  if (names.empty()) return error;
+  if (!words.empty() && !words.front().starts_with("-"))
+    error.cause = "'" + words.front() + "' is no subcommand";
+  error.remedy = "one of: " + names + "; " + error.remedy;
+  return error;
+}
 
 }  // namespace
 
@@ -61,7 +89,10 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? static_cast<int>(Exit::kDone) : static_cast<int>(Exit::kUsage);
+    if (error.get_exit_code() == 0) return app.exit(error);
+    // The flag may stand behind what could not be understood.
+    context.json = std::find(argv, argv + argc, std::string_view("--json")) != argv + argc;
+    return context.report(wrong_usage(app, error));
   }
   const auto result = context.action();
   const int status = result ? static_cast<int>(*result) : context.report(result.error());

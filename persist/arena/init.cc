@@ -29,7 +29,7 @@ Result<Plan> plan(const InitOptions& options, uint64_t capacity) {
   if (options.retain == 0 || options.retain > kMaxRetain) return bad("retain must be 1 to 16");
   if (options.for_mappings > kMost || options.table_bytes > kMaximumSize ||
       options.files_quota > kMaximumSize || options.size > kMaximumSize)
-    return bad("asks for more than 64 TiB or 2^32 mappings");
+    return fail("init", "asks for more than 64 TiB or 2^32 mappings", "ask for less");
   Plan out;
   const uint64_t mappings = std::max<uint64_t>(options.for_mappings, 1024);
   const uint64_t generations = options.retain + 2;
@@ -47,11 +47,12 @@ Result<Plan> plan(const InitOptions& options, uint64_t capacity) {
   constexpr uint64_t kLeastMain = 768 << 10;
   if (out.size < kMinimumSize || out.size > kMaximumSize ||
       out.size < kMainStart + kLeastMain + out.files_length)
-    return refuse(Exit::kRefused, "HF-ARENA-SIZE", "init",
-                  fmt::format("{} bytes are too few: superblocks, files/ and the least main area "
-                              "take {}",
-                              out.size, kMainStart + kLeastMain + out.files_length),
-                  "ask for more, or for a smaller files quota");
+    return refuse(
+        Exit::kRefused, "HF-ARENA-SIZE", "init",
+        fmt::format("{} bytes are too few: superblocks, files/ and the least main area "
+                    "take {}",
+                    asked != 0 ? asked : out.size, kMainStart + kLeastMain + out.files_length),
+        "ask for more, or for a smaller files quota");
   out.main_length = out.size - kMainStart - out.files_length;
   out.table_reserve = std::min(out.table_reserve, align_down(out.main_length / 4, kUnit));
   return out;

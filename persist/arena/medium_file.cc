@@ -70,11 +70,18 @@ enum class Sort { kFile, kBlock, kDax };
 
 Result<Sort> sort_of(const std::string& path) {
   struct stat status{};
-  if (::stat(path.c_str(), &status) != 0) return fail_errno(errno, "arena " + path, "stat");
+  if (::stat(path.c_str(), &status) != 0) {
+    const int cause = errno;
+    auto missing = fail_errno(cause, "arena " + path, "stat");
+    if (cause == ENOENT)
+      missing.error().remedy = "name the right path, or make one: holdfast init " + path;
+    return missing;
+  }
   if (S_ISREG(status.st_mode)) return Sort::kFile;
   if (S_ISBLK(status.st_mode)) return Sort::kBlock;
   if (S_ISCHR(status.st_mode)) return Sort::kDax;
-  return fail("arena " + path, "is neither a file, a block device nor a devdax device");
+  return fail("arena " + path, "is neither a file, a block device nor a devdax device",
+              "name a file that is an arena, or a device");
 }
 
 Result<uint64_t> dax_size(const struct stat& status, const std::string& path) {
@@ -105,6 +112,9 @@ Result<uint64_t> medium_capacity(const std::string& path) {
   if (::fstat(fd.get(), &status) != 0) return fail_errno(errno, "arena " + path, "fstat");
   if (S_ISREG(status.st_mode)) return static_cast<uint64_t>(status.st_size);
   if (S_ISCHR(status.st_mode)) return dax_size(status, path);
+  if (!S_ISBLK(status.st_mode))
+    return fail("arena " + path, "is neither a file, a block device nor a devdax device",
+                "name a file that is to be made, or a device");
   uint64_t size = 0;
   if (::ioctl(fd.get(), BLKGETSIZE64, &size) != 0)
     return fail_errno(errno, "arena " + path, "BLKGETSIZE64");
