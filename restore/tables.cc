@@ -6,6 +6,7 @@
 
 #include "persist/pagetable/capture.h"
 #include "persist/pagetable/compare.h"
+#include "persist/pagetable/context.h"
 #include "persist/pagetable/kept.h"
 #include "restore/verify.h"
 
@@ -157,12 +158,44 @@ std::unexpected<Error> moved(const Tables& evidence, const std::string& device,
                 "to look closer: holdfast show; page-tables/ in the mounted view");
 }
 
+/// The device's own context entry against the one that was kept; those of other devices may change.
+Result<void> compare_context(const Tables& evidence, kernel::TableSource& source,
+                             const std::string& device) {
+  if (!pagetable::keeps_contexts(evidence.pages)) return {};
+  HOLDFAST_TRY_ASSIGN(const auto entries, source.contexts());
+  const auto it = std::ranges::find(entries, device, &kernel::ContextEntry::bdf);
+  const auto differs = [&](std::string_view what, const std::string& kept,
+                           const std::string& live) {
+    auto error = refuse(Exit::kVerification, "HF-CONTEXT-CHANGED",
+                        fmt::format("{}: device {}", container_object(evidence.record), device),
+                        fmt::format("its context entry {}", what),
+                        "to look closer: holdfast show; page-tables/ in the mounted view");
+    error.error().details = {"kept: " + kept, "live: " + live};
+    return error;
+  };
+  if (it == entries.end()) return differs("was kept; the kernel shows none", "an entry", "none");
+  const pagetable::ContextSlot live{it->physical, it->lo, it->hi};
+  const auto where = [](const pagetable::ContextSlot& slot) {
+    return fmt::format("at {:#x}: {}", slot.physical, pagetable::describe(slot));
+  };
+  const auto kept = pagetable::kept_context(
+      evidence.pages,
+      [&](uint64_t index) { return evidence.view.table_page(evidence.record.container.id, index); },
+      live.physical);
+  if (!kept) return differs("is not where one was kept", "none at that address", where(live));
+  if (*kept != live) return differs("is not the one that was kept", where(*kept), where(live));
+  return {};
+}
+
 /// The live tables of every device of the container, each held against what was kept.
 Result<void> compare_live(Tables& evidence, kernel::Port& port) {
   std::vector<bool> met(evidence.roots.size());
   for (const auto& device : evidence.record.container.devices) {
     auto source = port.inherited_tables(device);
     if (!source) {
+      // What the kernel found unsound is no missing feature.
+      if (source.error().exit == Exit::kVerification)
+        return pass(std::move(source).error(), container_object(evidence.record));
       evidence.findings.no_live_tables = source.error().headline();
       return {};
     }
@@ -172,6 +205,7 @@ Result<void> compare_live(Tables& evidence, kernel::Port& port) {
           fmt::format("device {}: the kernel inherited no tables", device.bdf);
       return {};
     }
+    HOLDFAST_TRY(compare_context(evidence, **source, device.bdf));
     for (const auto& root : roots) {
       const auto it = std::ranges::find_if(evidence.roots, [&](const pagetable::Root& kept) {
         return same(kept, {root.physical, root.levels});

@@ -52,10 +52,14 @@ struct Manifest {
   bool operator==(const Manifest&) const = default;
 };
 
+/// The level of a kept page that is no page table but a piece of a context table: the entries of
+/// the container's own devices in their places, zeros elsewhere.
+inline constexpr uint32_t kContextLevel = 6;
+
 /// One contiguous piece of page-table memory; evidence, never input.
 struct TablePage {
   uint64_t physical = 0;  ///< bytes, 4 KiB aligned
-  uint32_t level = 0;     ///< 1: leaf tables … 5
+  uint32_t level = 0;     ///< 1: leaf tables … 5; kContextLevel
   uint32_t reserved = 0;
   uint64_t iova = 0;  ///< first IOVA that this page translates
   Hash128 checksum;   ///< of the page with accessed/dirty bits masked

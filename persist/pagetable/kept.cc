@@ -29,6 +29,8 @@ struct KeptTables::Reaching : Visitor {
     if (next == pages.size())
       return refuse_page("HF-TABLES-KEPT", "the tables point to it, but it was not kept");
     const size_t index = next++;
+    if (pages[index].level == kContextLevel)
+      return refuse_page("HF-TABLES-KEPT", "was kept as a piece of a context table");
     if (tables.domain_of_[index] != 0)
       return refuse_page("HF-TABLE-LOOP", "belongs to another domain of the container, too");
     tables.domain_of_[index] = static_cast<uint8_t>(tables.walks_);
@@ -46,7 +48,9 @@ struct KeptTables::Reaching : Visitor {
 };
 
 KeptTables::KeptTables(const Root& first, std::span<const TablePage> pages, KeptBytes bytes)
-    : first_(first), pages_(pages), bytes_(std::move(bytes)), domain_of_(pages.size()) {}
+    : first_(first), pages_(pages), bytes_(std::move(bytes)), domain_of_(pages.size()) {
+  contexts_ = static_cast<uint64_t>(std::ranges::count(pages, kContextLevel, &TablePage::level));
+}
 
 std::optional<Root> KeptTables::next() {
   static_assert(kMaxDomains <= std::numeric_limits<uint8_t>::max());

@@ -33,8 +33,9 @@ class KeptTables {
   /// (exit 3) for a page that is pointed to but not kept, HF-TABLE-LOOP for one of another domain.
   Result<WalkStats> walk(const Root& root, LeafSink& leaves);
 
-  /// Pages that no walk so far has reached: where it is not 0 in the end, they are no tables.
-  [[nodiscard]] uint64_t unreached() const { return pages_.size() - reached_; }
+  /// Table pages that no walk so far has reached: where it is not 0 in the end, they are no tables.
+  /// Pages at kContextLevel are not counted; a walk that reaches one is refused.
+  [[nodiscard]] uint64_t unreached() const { return pages_.size() - contexts_ - reached_; }
   /// Which walk reached the n-th page, from 1; 0: none.
   [[nodiscard]] uint32_t domain_of(uint64_t index) const { return domain_of_[index]; }
 
@@ -45,7 +46,7 @@ class KeptTables {
   KeptBytes bytes_;
   std::vector<uint8_t> domain_of_;
   uint32_t given_ = 0, walks_ = 0;
-  uint64_t reached_ = 0;
+  uint64_t reached_ = 0, contexts_ = 0;
 };
 
 /// Index of the page at `physical`, or pages.size().

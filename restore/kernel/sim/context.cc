@@ -72,6 +72,15 @@ std::optional<ContextEntry> read_context(const Machine& machine, std::string_vie
                       static_cast<uint32_t>(high >> 8 & 0xffff)};
 }
 
+std::optional<ContextWords> read_context_words(const Machine& machine, std::string_view bdf) {
+  const auto id = parse_source_id(bdf);
+  uint64_t* words = context_words(machine, bdf);
+  if (!id || words == nullptr) return std::nullopt;
+  return ContextWords{context_table(machine, id->bus) + uint64_t{16} * id->devfn,
+                      Entry(words[0]).load(std::memory_order_acquire),
+                      Entry(words[1]).load(std::memory_order_acquire)};
+}
+
 void write_context(const Machine& machine, std::string_view bdf,
                    const std::optional<ContextEntry>& entry) {
   uint64_t* words = context_words(machine, bdf);

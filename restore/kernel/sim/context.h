@@ -35,6 +35,13 @@ void set_context_table(const Machine& machine, uint64_t root_table, uint32_t bus
 /// The device's entry, where translation is on and the entry is present.
 [[nodiscard]] std::optional<ContextEntry> read_context(const Machine& machine,
                                                        std::string_view bdf);
+/// The entry's two words and where they lie; present or not. nullopt: no table for that bus.
+struct ContextWords {
+  uint64_t physical = 0;
+  uint64_t lo = 0, hi = 0;
+};
+[[nodiscard]] std::optional<ContextWords> read_context_words(const Machine& machine,
+                                                             std::string_view bdf);
 /// Writes or clears (nullopt) the entry in place; the present bit changes last and first,
 /// respectively, so that a device sees the old or the new entry. The context table must exist.
 void write_context(const Machine& machine, std::string_view bdf,

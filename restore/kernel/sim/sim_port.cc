@@ -47,10 +47,17 @@ std::string range_text(BorrowedFd fd, uint64_t iova, uint64_t size) {
 /// Tables by their address in the pool, through a read-only window of its own.
 class PoolSource : public kernel::TableSource {
  public:
-  static Result<std::unique_ptr<kernel::TableSource>> open(const Machine& machine,
-                                                           std::vector<kernel::TableRoot> roots) {
+  /// `devices`: whose context entries it shows.
+  static Result<std::unique_ptr<kernel::TableSource>> open(
+      const Machine& machine, std::vector<kernel::TableRoot> roots,
+      const std::vector<std::string>& devices = {}) {
     HOLDFAST_TRY_ASSIGN(Machine own, Machine::attach(machine.folder()));
-    return std::unique_ptr<kernel::TableSource>(new PoolSource(std::move(own), std::move(roots)));
+    std::vector<kernel::ContextEntry> contexts;
+    for (const auto& bdf : devices)
+      if (const auto words = read_context_words(own, bdf))
+        contexts.push_back({bdf, words->physical, words->lo, words->hi});
+    return std::unique_ptr<kernel::TableSource>(
+        new PoolSource(std::move(own), std::move(roots), std::move(contexts)));
   }
   Result<const std::byte*> page(uint64_t physical) override {
     const std::byte* page = physical % pagetable::kTableBytes == 0
@@ -63,12 +70,15 @@ class PoolSource : public kernel::TableSource {
     return page;
   }
   Result<std::vector<kernel::TableRoot>> roots() override { return roots_; }
+  Result<std::vector<kernel::ContextEntry>> contexts() override { return contexts_; }
 
  private:
-  PoolSource(Machine machine, std::vector<kernel::TableRoot> roots)
-      : machine_(std::move(machine)), roots_(std::move(roots)) {}
+  PoolSource(Machine machine, std::vector<kernel::TableRoot> roots,
+             std::vector<kernel::ContextEntry> contexts)
+      : machine_(std::move(machine)), roots_(std::move(roots)), contexts_(std::move(contexts)) {}
   Machine machine_;
   std::vector<kernel::TableRoot> roots_;
+  std::vector<kernel::ContextEntry> contexts_;
 };
 
 Result<UniqueFd> connect_to(const std::string& path) {
@@ -300,6 +310,11 @@ Result<void> SimPort::hold(BorrowedFd container, bool held) {
 }
 
 Result<std::unique_ptr<kernel::TableSource>> SimPort::tables(BorrowedFd container) {
+  return tables_of(container, {});
+}
+
+Result<std::unique_ptr<kernel::TableSource>> SimPort::tables_of(
+    BorrowedFd container, const std::vector<Device>& devices) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kRoots, container));
   if (reply.error == EOPNOTSUPP)
     return kernel::no_table_access(container_text(container), reply.error);
@@ -309,7 +324,9 @@ Result<std::unique_ptr<kernel::TableSource>> SimPort::tables(BorrowedFd containe
   if (reply.values[0] != 0)
     roots.push_back({reply.values[1], static_cast<uint32_t>(reply.values[2]),
                      static_cast<uint32_t>(reply.values[3])});
-  return PoolSource::open(machine_, std::move(roots));
+  std::vector<std::string> bdfs;
+  for (const auto& device : devices) bdfs.push_back(device.bdf);
+  return PoolSource::open(machine_, std::move(roots), bdfs);
 }
 
 Result<std::unique_ptr<kernel::TableSource>> SimPort::inherited_tables(const Device& device) {
@@ -319,7 +336,8 @@ Result<std::unique_ptr<kernel::TableSource>> SimPort::inherited_tables(const Dev
   const auto context = read_context(machine_, device.bdf);
   if (!context)
     return fail_errno(ENOENT, "device " + device.bdf, "find page tables that it translates with");
-  return PoolSource::open(machine_, {{context->root, context->levels, context->domain_id}});
+  return PoolSource::open(machine_, {{context->root, context->levels, context->domain_id}},
+                          {device.bdf});
 }
 
 Result<void> SimPort::check_kind(BorrowedFd fd, ObjectKind want, std::string_view what) {

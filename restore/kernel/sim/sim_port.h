@@ -47,6 +47,8 @@ class SimPort : public kernel::Port {
 
   Result<void> hold(BorrowedFd container, bool held) override;
   Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override;
+  Result<std::unique_ptr<kernel::TableSource>> tables_of(
+      BorrowedFd container, const std::vector<Device>& devices) override;
   Result<std::unique_ptr<kernel::TableSource>> inherited_tables(const Device& device) override;
 
   Result<void> check_container(BorrowedFd fd) override;

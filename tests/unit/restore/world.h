@@ -8,6 +8,7 @@
 
 #include "persist/arena/writer.h"
 #include "persist/pagetable/capture.h"
+#include "persist/pagetable/context.h"
 #include "restore/execute.h"
 #include "restore/prepare.h"
 #include "tests/unit/sim/lab.h"
@@ -116,6 +117,7 @@ class World : public sim::testing::Lab {
     ASSERT_TRUE(writer->arm(kNonce, "kernel"));
     std::vector<arena::CapturedTables> tables;
     std::vector<pagetable::Capture> captures;
+    pagetable::ContextPages contexts;
     if (evidence) {
       arena::CapturedTables all{.container = *id, .pages = {}, .bytes = {}};
       std::map<uint64_t, std::pair<TablePage, const std::byte*>> pages;  // of all domains
@@ -136,6 +138,14 @@ class World : public sim::testing::Lab {
           pages[captured->pages[i].physical] = {captured->pages[i], captured->bytes[i]};
         captures.push_back(std::move(*captured));
       }
+      auto source = port->tables_of(container, vm0.devices);
+      ASSERT_TRUE(source) << source.error().message();
+      std::vector<pagetable::ContextSlot> slots;
+      for (const auto& entry : (*source)->contexts().value())
+        slots.push_back({entry.physical, entry.lo, entry.hi});
+      contexts = pagetable::ContextPages::of(slots).value();
+      for (size_t i = 0; i < contexts.pages().size(); ++i)
+        pages[contexts.pages()[i].physical] = {contexts.pages()[i], contexts.bytes(i)};
       for (const auto& [physical, page] : pages) {
         all.pages.push_back(page.first);
         all.bytes.push_back(page.second);
