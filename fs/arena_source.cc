@@ -41,7 +41,9 @@ class ArenaGeneration final : public GenerationSource {
 class ArenaSource final : public Source {
  public:
   ArenaSource(std::string path, arena::Reader reader)
-      : path_(std::move(path)), reader_(std::make_shared<const arena::Reader>(std::move(reader))) {}
+      : path_(std::move(path)),
+        reader_(std::make_shared<const arena::Reader>(std::move(reader))),
+        watch_(path_) {}
 
   bool refresh() override {
     const auto before = reader();
@@ -75,6 +77,7 @@ class ArenaSource final : public Source {
     const std::lock_guard guard(lock_);
     return problem_;
   }
+  std::vector<arena::Damage> damage() const override { return watch_.wait(); }
 
  private:
   std::shared_ptr<const arena::Reader> reader() const {
@@ -85,6 +88,7 @@ class ArenaSource final : public Source {
   mutable std::mutex lock_;
   std::shared_ptr<const arena::Reader> reader_;
   std::string problem_;
+  mutable arena::DamageWatch watch_;
 };
 
 }  // namespace

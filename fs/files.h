@@ -25,9 +25,10 @@ struct FileChanges {
   std::optional<uint64_t> mtime_ns;
 };
 
-/// Bytes that files/ may take and takes.
+/// Bytes that files/ may take and takes, and what it is sure to take of new content: the difference
+/// is what names and the replacing of content need.
 struct FilesSpace {
-  uint64_t quota = 0, used = 0;
+  uint64_t quota = 0, used = 0, free = 0;
 };
 
 /// Not thread safe: Files calls it under its lock.

@@ -29,7 +29,7 @@ class LocalStore final : public FilesStore {
   }
   Result<FilesSpace> space() override {
     const auto header = writer_.header();
-    return FilesSpace{header.files_quota, header.files_used};
+    return FilesSpace{header.files_quota, header.files_used, header.files_free};
   }
   Result<void> create(const std::string& path, uint32_t mode, uint32_t uid, uint32_t gid) override {
     return writer_.file_create(path, mode, uid, gid);
@@ -100,7 +100,8 @@ class ReadingStore final : public FilesStore {
     return take;
   }
   Result<FilesSpace> space() override {
-    return FilesSpace{reader_.header().files_quota, reader_.header().files_used};
+    const auto& header = reader_.header();
+    return FilesSpace{header.files_quota, header.files_used, header.files_free};
   }
   Result<void> create(const std::string&, uint32_t, uint32_t, uint32_t) override {
     return read_only();

@@ -48,8 +48,7 @@ Result<arena::FileInfo> file_of(const Json& json, std::string_view verb) {
 
 class RemoteStore final : public FilesStore {
  public:
-  RemoteStore(protocol::ControlClient client, std::string path)
-      : client_(std::move(client)), path_(std::move(path)) {}
+  explicit RemoteStore(protocol::ControlClient client) : client_(std::move(client)) {}
 
   Result<arena::FileInfo> stat(const std::string& path) override {
     HOLDFAST_TRY_ASSIGN(const auto answer, call("files_stat", {{"path", path}}));
@@ -94,8 +93,13 @@ class RemoteStore final : public FilesStore {
   }
 
   Result<FilesSpace> space() override {
-    HOLDFAST_TRY_ASSIGN(const auto reader, arena::Reader::open(path_));
-    return FilesSpace{reader.header().files_quota, reader.header().files_used};
+    // The agent knows of what is not durable yet, an unlinked file for one.
+    HOLDFAST_TRY_ASSIGN(const auto answer, call("files_space", Json::object()));
+    FilesSpace out;
+    if (!take(answer.body, "quota", out.quota) || !take(answer.body, "used", out.used) ||
+        !take(answer.body, "free", out.free))
+      return odd_answer("files_space");
+    return out;
   }
 
   Result<void> create(const std::string& path, uint32_t mode, uint32_t uid, uint32_t gid) override {
@@ -153,7 +157,6 @@ class RemoteStore final : public FilesStore {
     return {};
   }
   protocol::ControlClient client_;
-  std::string path_;
 };
 
 }  // namespace
@@ -165,7 +168,7 @@ Result<std::unique_ptr<FilesStore>> open_remote_store(const std::string& path,
   HOLDFAST_TRY_ASSIGN(const auto reader, arena::Reader::open(path));
   if (!protocol::serves(health.body, reader.header().uuid))
     return fail_errno(ENOENT, socket, "find an agent that holds this arena");
-  return std::make_unique<RemoteStore>(std::move(client), path);
+  return std::make_unique<RemoteStore>(std::move(client));
 }
 
 }  // namespace holdfast::fs

@@ -123,17 +123,27 @@ std::vector<Finding> arena_findings(const Source& source, Retained& retained) {
   if (!ways.empty()) state += fmt::format(" (next: {})", ways);
   out.push_back({bad_state ? Grade::kBad : Grade::kGood, state});
 
-  const double used =
-      header.size > 0 ? static_cast<double>(header.used) / static_cast<double>(header.size) : 0;
-  out.push_back({used >= kNearlyFull ? Grade::kWarning : Grade::kGood,
-                 fmt::format("space {:.0f} % of {} in use{}", used * 100, size_text(header.size),
-                             used >= kNearlyFull ? ": make room, or freeze will refuse" : "")});
+  const double used = header.used_share();
+  out.push_back(
+      {used >= kNearlyFull ? Grade::kWarning : Grade::kGood,
+       fmt::format("space {:.0f} % of {} in use{}", used * 100,
+                   size_text(header.main_size - std::min(header.main_size, header.reserve)),
+                   used >= kNearlyFull ? ": make room, or freeze will refuse" : "")});
   const double files = header.files_quota > 0 ? static_cast<double>(header.files_used) /
                                                     static_cast<double>(header.files_quota)
                                               : 0;
   out.push_back({files >= kNearlyFull ? Grade::kWarning : Grade::kGood,
                  fmt::format("files/ {} of {}", size_text(header.files_used),
                              size_text(header.files_quota))});
+  if (!header.files_problem.empty())
+    out.push_back({Grade::kWarning,
+                   fmt::format("files/ cannot be used: {}; restore goes on, writing files/ afresh "
+                               "needs a new arena",
+                               header.files_problem)});
+  for (const auto& damage : source.damage())
+    out.push_back({damage.stops_restore ? Grade::kBad : Grade::kWarning,
+                   fmt::format("{} at offset {:#x}, {} bytes: {}; {}", damage.object, damage.offset,
+                               damage.length, damage.cause, damage.remedy)});
   if (const auto problem = source.problem(); !problem.empty())
     out.push_back(
         {Grade::kBad, "the newest commit cannot be read, an older one is shown: " + problem});

@@ -127,7 +127,8 @@ struct Live::State {
     } else {
       findings.push_back({Finding::Grade::kGood, "no agent holds this arena"});
     }
-    findings.push_back({Finding::Grade::kGood, "files/ " + files->status()});
+    if (source->header().files_problem.empty())
+      findings.push_back({Finding::Grade::kGood, "files/ " + files->status()});
     return health_text(findings);
   }
 

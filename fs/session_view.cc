@@ -291,8 +291,7 @@ void on_statfs(fuse_req_t request, fuse_ino_t) {
   out.f_namemax = 255;
   if (const auto space = mount_of(request).files->space()) {
     out.f_blocks = space->quota / out.f_frsize;
-    out.f_bfree = out.f_bavail =
-        (space->quota > space->used ? space->quota - space->used : 0) / out.f_frsize;
+    out.f_bfree = out.f_bavail = space->free / out.f_frsize;
   }
   fuse_reply_statfs(request, &out);
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "persist/arena/damage.h"
 #include "persist/arena/reader.h"
 #include "persist/base/result.h"
 #include "persist/model/generation.h"
@@ -50,6 +51,8 @@ class Source {
   [[nodiscard]] virtual Result<std::vector<Event>> events() const = 0;
   /// Why the last refresh kept the old state; empty when it did not.
   [[nodiscard]] virtual std::string problem() const = 0;
+  /// What is damaged anywhere in it; reads all of it the first time.
+  [[nodiscard]] virtual std::vector<arena::Damage> damage() const { return {}; }
 };
 
 }  // namespace holdfast::fs

@@ -149,6 +149,13 @@ void Server::Impl::add_files_verbs(Server& server) {
     HOLDFAST_TRY(writer.file_attributes(path, mode, uid, gid, mtime));
     return empty_reply();
   });
+  add("files_space", [this](Request&) -> Result<Reply> {
+    const arena::Header header = writer.header();
+    Reply reply;
+    reply.body = Json{
+        {"quota", header.files_quota}, {"used", header.files_used}, {"free", header.files_free}};
+    return reply;
+  });
   add("files_sync", [this](Request&) -> Result<Reply> {
     HOLDFAST_TRY(writer.file_sync());
     return empty_reply();

@@ -85,6 +85,19 @@ Json Server::Impl::health() const {
     findings.push_back(finding("warning", "HF-ARENA-FILLING", "arena",
                                fmt::format("{:.0f} % of its space is in use", room.used * 100),
                                "holdfast init a larger one with --for-mappings"));
+  if (!header.files_problem.empty())
+    findings.push_back(finding("warning", "HF-FILES-DAMAGED", "files/", header.files_problem,
+                               "restore goes on; writing files/ afresh needs a new arena"));
+  if (!header.mended.empty())
+    findings.push_back(finding("warning", "HF-ARENA-MENDED", "arena",
+                               header.mended + "; written again from its twin at the start",
+                               "look at the medium: what wrote over this may write over more"));
+  for (const arena::Damage& found : damage->found())
+    findings.push_back(finding(
+        found.stops_restore ? "error" : "warning",
+        found.stops_restore ? "HF-VERIFY-CHECKSUM" : "HF-ARENA-DAMAGE", found.object,
+        fmt::format("at offset {:#x}, {} bytes: {}", found.offset, found.length, found.cause),
+        found.remedy));
   if (!commit_problem.empty())
     findings.push_back(finding("error", "HF-ARENA-COMMIT", "arena", commit_problem, ""));
 

@@ -91,6 +91,7 @@ Result<void> Server::Impl::start() {
   HOLDFAST_TRY(watch(main_epoll, job_event, kJobTag));
   HOLDFAST_TRY(watch(main_epoll, client_epoll, kClientsTag));
   load_events();
+  damage->begin();
   probe();
   registry.learn(writer.live());
   for (auto& [id, entry] : registry.containers())

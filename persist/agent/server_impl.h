@@ -20,12 +20,15 @@
 #include "persist/agent/registry.h"
 #include "persist/agent/server.h"
 #include "persist/agent/transport.h"
+#include "persist/arena/damage.h"
 
 namespace holdfast::agent {
 
 struct Server::Impl {
   Impl(ServerOptions given, arena::Writer given_writer, kernel::Port& given_port)
-      : options(std::move(given)), writer(std::move(given_writer)), port(given_port) {}
+      : options(std::move(given)), writer(std::move(given_writer)), port(given_port) {
+    damage = std::make_unique<arena::DamageWatch>(writer.header().path);
+  }
   ~Impl();
 
   ServerOptions options;
@@ -46,6 +49,8 @@ struct Server::Impl {
   };
   std::map<std::string, Verb, std::less<>> verbs;
 
+  /// Reads the whole arena once, beside the loop: what no freeze and no restore would come across.
+  std::unique_ptr<arena::DamageWatch> damage;
   std::deque<Event> recent;  ///< the last kRecent events, oldest first
   static constexpr size_t kRecent = 64;
   std::map<uint32_t, std::pair<Clock::time_point, uint32_t>> event_budget;  ///< by uid

@@ -2,6 +2,7 @@
 // harms itself at most.
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -10,6 +11,7 @@
 
 #include <cstring>
 
+#include "persist/base/io.h"
 #include "tests/unit/agent/world.h"
 
 namespace holdfast::testing {
@@ -310,6 +312,60 @@ TEST_F(Quota, AsManyClientsAsThereMayBeLeaveRoomForTheOperator) {
   EXPECT_THAT(fourth.error().cause, HasSubstr("3 clients already"));
   world.call("checkpoint");
   expect_unharmed();
+}
+
+// What lies on the medium may be hostile too: damage that no freeze and no restore comes across is
+// found by the agent itself, and said with its place and a remedy.
+TEST(Health, NamesDamageInFilesAndWhatWasMended) {
+  World world;
+  world.stop_agent();
+  {
+    auto writer = must(arena::Writer::open(world.arena()));
+    must(writer.file_create("note", 0600, 0, 0));
+    must(writer.file_write("note", 0, std::as_bytes(std::span("of the monitor", 14))));
+    must(writer.file_sync());
+  }
+  const auto report = must(must(arena::Reader::open(world.arena())).check());
+  const auto flip = [&](std::string_view name) -> const arena::Object& {
+    for (const auto& object : report.objects) {
+      if (!object.name.starts_with(name)) continue;
+      const UniqueFd fd(::open(world.arena().c_str(), O_RDWR | O_CLOEXEC));
+      std::byte byte{};
+      must(pread_all(fd, {&byte, 1}, object.offset + 5));
+      byte ^= std::byte{1};
+      must(pwrite_all(fd, {&byte, 1}, object.offset + 5));
+      return object;
+    }
+    throw std::runtime_error("not listed: " + std::string(name));
+  };
+  // The finding with this code, as soon as there is one.
+  const auto finding = [&](std::string_view code) -> Json {
+    for (int i = 0; i < 500; ++i) {
+      for (const auto& found : world.health()["findings"])
+        if (found["code"] == code) return found;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return Json::object();
+  };
+  const arena::Object& chunk = flip("file 2 (note) chunk 0");
+  world.start_agent();
+  const Json found = finding("HF-ARENA-DAMAGE");
+  EXPECT_EQ(found["object"], chunk.name);
+  EXPECT_EQ(found["severity"], "warning");
+  EXPECT_THAT(found["cause"].get<std::string>(), HasSubstr(fmt::format("{:#x}", chunk.offset)));
+  EXPECT_THAT(found["remedy"].get<std::string>(), HasSubstr("delete it"));
+  world.stop_agent();
+
+  flip("files superblock 1");
+  world.start_agent();
+  EXPECT_THAT(finding("HF-ARENA-MENDED")["cause"].get<std::string>(),
+              HasSubstr("files superblock 1"));
+  world.stop_agent();
+
+  flip("file tree");
+  world.start_agent();
+  EXPECT_THAT(finding("HF-FILES-DAMAGED")["cause"].get<std::string>(), HasSubstr("file tree"));
+  EXPECT_EQ(finding("HF-FILES-DAMAGED")["severity"], "warning");
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ uint64_t MemoryStore::used() const {
 }
 
 Result<FilesSpace> MemoryStore::space() {
-  return FilesSpace{medium_->quota, used()};
+  return FilesSpace{medium_->quota, used(), medium_->quota - std::min(medium_->quota, used())};
 }
 
 Result<void> MemoryStore::add(const std::string& path, bool directory, uint32_t mode, uint32_t uid,
