@@ -39,6 +39,7 @@ Json to_json(const arena::Object& object) {
   out["checked"] = object.checked;
   out["good"] = object.good;
   out["problem"] = object.problem;
+  out["used_by_frozen"] = object.used_by_frozen;
   return out;
 }
 

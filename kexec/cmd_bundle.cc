@@ -13,6 +13,7 @@
 
 #include "kexec/agent_call.h"
 #include "kexec/arena_document.h"
+#include "kexec/bundle_seal.h"
 #include "kexec/commands.h"
 #include "kexec/context.h"
 #include "kexec/doctor.h"
@@ -130,6 +131,7 @@ void add_host(const Context& context, Json& out) {
 Result<Exit> run_bundle(Context& context, const Options& options) {
   const uint64_t now = realtime_ns();
   Json bundle = json_document("bundle");
+  bundle["checksum"] = kBundleUnsealed;
   bundle["holdfast"] = HOLDFAST_VERSION;
   bundle["made_at_ns"] = now;
   bundle["made_at"] = time_text(now);
@@ -138,7 +140,8 @@ Result<Exit> run_bundle(Context& context, const Options& options) {
   add_agent(context, bundle);
   bundle["kernel_log"] = kernel_log(context.host());
   // The kernel log and the command line may hold what is nobody else's business: root only.
-  const std::string text = bundle.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  std::string text = bundle.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  seal_bundle(text);
   auto written = write_file(options.file, text, 0600);
   if (!written) return pass(std::move(written).error(), "bundle");
   if (context.json) {

@@ -9,10 +9,12 @@
 
 #include "kexec/agent_call.h"
 #include "kexec/arena_document.h"
+#include "kexec/bundle_seal.h"
 #include "kexec/commands.h"
 #include "kexec/context.h"
 #include "kexec/show_text.h"
 #include "kexec/show_tree.h"
+#include "persist/arena/damage.h"
 #include "persist/arena/reader.h"
 #include "persist/base/io.h"
 #include "persist/model/json.h"
@@ -51,6 +53,7 @@ Result<std::optional<Json>> as_bundle(const std::string& path) {
   const auto version = json->find("version");
   if (version == json->end() || !version->is_number_unsigned() || version->get<uint64_t>() != 1)
     return refused("is a bundle of another version than 1");
+  if (const char* problem = bundle_problem(text)) return refused(problem);
   return std::move(*json);
 }
 
@@ -61,6 +64,32 @@ std::optional<Json> agent_health(const Context& context, const arena::Header& he
   auto health = ask(context, **agent, "health");
   if (!health || !protocol::serves(*health, header.uuid)) return std::nullopt;
   return std::move(*health);
+}
+
+// What the agent finds, or what can be found without one; in the words of the agent's health.
+Json findings_of(const Context& context, const arena::Reader& reader,
+                 const std::optional<Json>& health) {
+  if (health) {
+    const auto findings = health->find("findings");
+    return findings != health->end() && findings->is_array() ? *findings : Json::array();
+  }
+  Json out = Json::array();
+  if (const double used = reader.header().used_share(); used >= 0.8)
+    out.push_back(Json{{"severity", "warning"},
+                       {"code", "HF-ARENA-FILLING"},
+                       {"object", "arena"},
+                       {"cause", fmt::format("{:.0f} % of its space is in use", used * 100)},
+                       {"remedy", "holdfast init a larger one with --for-mappings"}});
+  const auto report = reader.check(0, context.progress("show"));
+  if (!report) return out;
+  for (const arena::Damage& damage : arena::damage_of(*report))
+    out.push_back(Json{{"severity", damage.stops_restore ? "error" : "warning"},
+                       {"code", damage.stops_restore ? "HF-VERIFY-CHECKSUM" : "HF-ARENA-DAMAGE"},
+                       {"object", damage.object},
+                       {"cause", fmt::format("at offset {:#x}, {} bytes: {}", damage.offset,
+                                             damage.length, damage.cause)},
+                       {"remedy", damage.remedy}});
+  return out;
 }
 
 Result<Exit> show_mappings(Context& context, const arena::Reader& reader, const Options& options) {
@@ -106,11 +135,13 @@ Result<Exit> show_all(Context& context, const arena::Reader& reader, const Optio
       for (const auto& event : *events) document["events"].push_back(to_json(event));
     else
       document["events_problem"] = events.error().headline();
+    document["findings"] = findings_of(context, reader, health);
     document["agent"] = health ? *health : Json();
     context.print_document(document);
     return Exit::kDone;
   }
-  std::string text = header_text(header) + generations_text(reader);
+  std::string text = header_text(header) + findings_text(findings_of(context, reader, health)) +
+                     generations_text(reader);
   if (options.generation != 0 || header.current != 0) {
     HOLDFAST_TRY_ASSIGN(const auto view, find_generation(reader, options.generation));
     text += manifest_text(view.manifest());

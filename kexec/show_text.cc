@@ -10,12 +10,6 @@ namespace {
 
 using Rows = std::vector<std::vector<std::string>>;
 
-std::string percent(uint64_t part, uint64_t whole) {
-  return whole == 0 ? "0 %"
-                    : fmt::format("{:.0f} %",
-                                  100.0 * static_cast<double>(part) / static_cast<double>(whole));
-}
-
 std::string devices_text(const Container& container) {
   std::vector<std::string> out;
   for (const auto& device : container.devices) out.push_back(device.bdf);
@@ -42,12 +36,25 @@ std::string header_text(const arena::Header& header) {
                                         human_bytes(header.size), joined(header.survives, ", "))});
   rows.push_back(
       {"used", fmt::format("{} ({}); files/ {} of {}", human_bytes(header.used),
-                           percent(header.used, header.size), human_bytes(header.files_used),
-                           human_bytes(header.files_quota))});
+                           fmt::format("{:.0f} %", 100 * header.used_share()),
+                           human_bytes(header.files_used), human_bytes(header.files_quota))});
   if (header.frozen != 0) rows.push_back({"frozen", fmt::format("generation {}", header.frozen)});
   if (!header.nonce.empty()) rows.push_back({"nonce", header.nonce});
   if (!header.armed_kernel.empty()) rows.push_back({"kernel", header.armed_kernel});
   return out + table(rows);
+}
+
+std::string findings_text(const Json& findings) {
+  std::string out;
+  for (const auto& finding : findings) {
+    if (!finding.is_object()) continue;
+    const std::string code = field_text(finding, "code"), remedy = field_text(finding, "remedy");
+    out += fmt::format("  {}: {}: {}{}\n", field_text(finding, "severity"),
+                       field_text(finding, "object"), field_text(finding, "cause"),
+                       code.empty() ? std::string() : fmt::format(" [{}]", code));
+    if (!remedy.empty()) out += "    remedy: " + remedy + "\n";
+  }
+  return out.empty() ? out : "findings\n" + out;
 }
 
 std::string generations_text(const arena::Reader& reader) {

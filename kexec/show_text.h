@@ -13,6 +13,8 @@ namespace holdfast::command {
 
 /// The arena itself: state, ways out, medium, room, nonce.
 [[nodiscard]] std::string header_text(const arena::Header& header);
+/// Findings as the agent words them; empty: none.
+[[nodiscard]] std::string findings_text(const Json& findings);
 /// One line a retained generation.
 [[nodiscard]] std::string generations_text(const arena::Reader& reader);
 /// Containers with their devices, and regions, of one generation.

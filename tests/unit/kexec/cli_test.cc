@@ -2,6 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <fmt/format.h>
+
+#include "kexec/bundle_seal.h"
 #include "persist/arena/reader.h"
 #include "persist/base/io.h"
 #include "tests/unit/kexec/host_fixture.h"
@@ -442,9 +445,14 @@ TEST_F(Cli, ADamagedBundleIsRefused) {
   EXPECT_EQ(holdfast({"show", file}).status, 3);
   ASSERT_TRUE(write_file(file, "{\"schema\":\"holdfast.bundle\",\"version\":2}"));
   EXPECT_EQ(holdfast({"show", file}).status, 3);
-  ASSERT_TRUE(write_file(file,
-                         "{\"schema\":\"holdfast.bundle\",\"version\":1,\"arena\":7,"
-                         "\"events\":[3],\"doctor\":[null]}"));
+  std::string odd = fmt::format(
+      "{{\n \"schema\": \"holdfast.bundle\", \"version\": 1,\n \"checksum\": \"{}\",\n"
+      " \"arena\": 7, \"events\": [3], \"doctor\": [null]}}\n",
+      kBundleUnsealed);
+  ASSERT_TRUE(write_file(file, odd));
+  EXPECT_EQ(holdfast({"show", file}).status, 3);
+  seal_bundle(odd);
+  ASSERT_TRUE(write_file(file, odd));
   EXPECT_EQ(holdfast({"show", file}).status, 0);
 }
 

@@ -2,6 +2,7 @@
 // with one. A damaged arena is left to the byte as it was, and what is no arena keeps nothing;
 // either is said.
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <chrono>
@@ -116,6 +117,51 @@ TEST_F(Refusals, AreShownByShowAndBundle) {
   const std::string file = folder_.file("case.bundle");
   ASSERT_EQ(on_arena({"bundle", file, "--quiet"}).status, 0);
   EXPECT_THAT(holdfast({"show", file}).out, HasSubstr("HF-STATE"));
+}
+
+// No refusal, and yet to be told: what a restore will not come across.
+TEST_F(Refusals, DamageThatStopsNoRestoreIsShownWithItsPlace) {
+  make_arena();
+  record("vm0", 20);
+  arm_and_freeze(std::string(32, 'b'), "hash image");
+  EXPECT_THAT(on_arena({"show"}).out, Not(HasSubstr("findings")));
+  const auto objects = on_arena({"verify", "--json"}).json()["objects"];
+  const std::string whole = read_file(arena(), 256u << 20).value();
+  size_t elsewhere = 0;
+  for (const auto& object : objects) {
+    if (object["used_by_frozen"]) continue;
+    ++elsewhere;
+    const auto offset = object["offset"].get<size_t>();
+    std::string damaged = whole;
+    damaged[offset] = static_cast<char>(damaged[offset] ^ 4);
+    ASSERT_TRUE(write_file(arena(), damaged));
+    const Said shown = on_arena({"show"});
+    EXPECT_EQ(shown.status, 0) << shown.err;
+    EXPECT_THAT(shown.out, AllOf(HasSubstr(fmt::format("warning: {}: at offset {:#x}",
+                                                       object["name"].get<std::string>(), offset)),
+                                 HasSubstr("HF-ARENA-DAMAGE"), HasSubstr("restore goes on")));
+    EXPECT_EQ(on_arena({"verify", "--generation", "1"}).status, 0) << object.dump();
+    const Said all = on_arena({"verify", "--json"});
+    EXPECT_EQ(all.json()["objects"].size() > 0, true) << all.out;
+    EXPECT_TRUE(all.json()["generation_in_force_good"]) << object.dump();
+  }
+  EXPECT_GE(elsewhere, 3u);
+}
+
+TEST_F(Refusals, AFlippedByteAnywhereInABundleIsRefused) {
+  make_arena();
+  const std::string file = folder_.file("case.bundle");
+  ASSERT_EQ(on_arena({"bundle", file, "--quiet"}).status, 0);
+  const std::string whole = read_file(file, 64u << 20).value();
+  ASSERT_EQ(holdfast({"show", file}).status, 0);
+  for (size_t i = 0; i < 40; ++i) {
+    // The head, where schema, version and checksum stand, and places all over the rest.
+    const size_t at = i < 20 ? i * 9 : whole.size() * (i - 20) / 20;
+    std::string flipped = whole;
+    flipped[at] = static_cast<char>(flipped[at] ^ 1);
+    ASSERT_TRUE(write_file(file, flipped));
+    EXPECT_EQ(holdfast({"show", file}).status, 3) << "byte " << at << " of " << whole.size();
+  }
 }
 
 TEST_F(Refusals, OrdinaryFailuresAndWrongUsageAreNot) {
