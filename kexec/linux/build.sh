@@ -23,7 +23,7 @@ say() { printf 'kernel: %s\n' "$*" >&2; }
 
 check_tools() {
   local tool
-  for tool in make gcc ld flex bison bc ccache patch xz; do
+  for tool in make gcc ld flex bison bc ccache patch xz flock; do
     command -v "$tool" >/dev/null || die "$tool is missing; ./dev setup installs it"
   done
   echo '#include <libelf.h>' | gcc -E - >/dev/null 2>&1 ||
@@ -130,6 +130,11 @@ esac
 
 if [ ! -f "$folder/complete" ]; then
   check_tools
+  # One build at a time; whoever waits finds the result.
+  exec 9>"$cache/kernel.lock"
+  flock 9
+fi
+if [ ! -f "$folder/complete" ]; then
   fetch "$version"
   rm -rf "$folder.new"
   unpack "$folder.new/source"
