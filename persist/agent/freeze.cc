@@ -193,8 +193,13 @@ Result<void> Server::Impl::FreezeRun::hold() {
     owned = owned && item.entry->client != 0;
     if (agent.capabilities.hold.answer != kernel::Answer::kYes || !item.fd.valid()) continue;
     auto outcome = agent.port.hold(item.fd, true);
-    if (!outcome && report.adoptable)
-      return pass(std::move(outcome).error(), "hold container " + item.entry->name);
+    if (!outcome && report.adoptable) {
+      if (asked.policy == Policy::kAdopt)
+        return pass(std::move(outcome).error(), "hold container " + item.entry->name);
+      // Nothing carries it over the kexec: what may be remapped instead is stopped now.
+      report.adoptable = false;
+      agent.remember(Error(outcome.error()).in("container " + item.entry->name));
+    }
     item.held = outcome.has_value();
     if (item.held) ++held;
   }
@@ -244,8 +249,13 @@ Result<void> Server::Impl::FreezeRun::run() {
   step("barrier");
   HOLDFAST_TRY(last_records());
   step("drain");
+  const bool adoptable = report.adoptable;
   HOLDFAST_TRY(hold());
   step("hold");
+  if (adoptable && !report.adoptable) {
+    HOLDFAST_TRY(quiesce());
+    step("quiesce");
+  }
   const auto places = pagetable::places(agent.writer.live().regions);
   for (auto& item : items) HOLDFAST_TRY(compare(item, places));
   step("compare");

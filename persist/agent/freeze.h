@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "persist/base/result.h"
+#include "persist/model/generation.h"
 #include "persist/model/json.h"
 #include "persist/model/state.h"
 #include "persist/pagetable/walk.h"
@@ -71,6 +72,9 @@ struct FreezeCandidate {
 /// HF-FREEZE-NO-ADOPT with one detail for each thing that is missing.
 Result<bool> decide(Policy policy, const kernel::Capabilities& capabilities,
                     std::span<const FreezeCandidate> candidates);
+
+/// The devices that a manifest lists for a container; none where it does not know it.
+[[nodiscard]] std::vector<Device> devices_of(const Manifest& manifest, std::string_view container);
 
 /// The pages of a port's table source, as persist/pagetable reads them.
 [[nodiscard]] pagetable::PageSource pages_of(kernel::TableSource& source);

@@ -16,6 +16,7 @@
 #include "persist/agent/server_impl.h"
 #include "persist/pagetable/capture.h"
 #include "persist/pagetable/compare.h"
+#include "persist/pagetable/context.h"
 
 namespace holdfast::agent {
 
@@ -29,7 +30,8 @@ struct Server::Impl::FreezeRun {
     ContainerEntry* entry = nullptr;
     BorrowedFd fd{-1};
     std::unique_ptr<kernel::TableSource> tables;
-    std::vector<Domain> domains;  ///< not empty where there are tables
+    std::vector<Domain> domains;       ///< not empty where there are tables
+    pagetable::ContextPages contexts;  ///< of its devices, read behind the hold
     uint64_t changed = 0;
     uint64_t leaves = 0;
     std::string problem;  ///< why there are no tables
@@ -42,6 +44,7 @@ struct Server::Impl::FreezeRun {
   FreezeOptions asked;
   FreezeReport report;
   std::vector<Item> items;
+  std::vector<std::unique_ptr<std::byte[]>> cleared;  ///< pages that captured() changed
   uint64_t number = 0;
   bool told = false;       ///< clients were asked to quiesce, or met the barrier
   bool made_room = false;  ///< the one checkpoint that a freeze does by itself is done
@@ -97,7 +100,8 @@ struct Server::Impl::FreezeRun {
   Result<void> compare(Item& item, std::span<const pagetable::RegionPlace> places);
   Result<void> evidence();
   /// The pages of all domains, each once. Copies lists, no pages.
-  [[nodiscard]] Result<std::vector<arena::CapturedTables>> captured() const;
+  [[nodiscard]] Result<std::vector<arena::CapturedTables>> captured();
+  void clear_behind(const Item& item, arena::CapturedTables& tables);
 };
 
 }  // namespace holdfast::agent

@@ -24,12 +24,19 @@ pagetable::PageSource pages_of(kernel::TableSource& source) {
   return [&source](uint64_t physical) { return source.page(physical); };
 }
 
+std::vector<Device> devices_of(const Manifest& manifest, std::string_view container) {
+  const ContainerRecord* record = manifest.find(container);
+  return record == nullptr ? std::vector<Device>() : record->container.devices;
+}
+
 void Server::Impl::FreezeRun::find_tables(Item& item) {
   if (!item.fd.valid()) {
     item.problem = "its descriptors are not in custody";
   } else if (agent.capabilities.read_tables.answer == kernel::Answer::kNo) {
     item.problem = "its tables cannot be read";
-  } else if (auto source = agent.port.tables(item.fd); !source) {
+  } else if (auto source =
+                 agent.port.tables_of(item.fd, devices_of(agent.writer.live(), item.entry->name));
+             !source) {
     item.problem = source.error().headline();
   } else if (auto roots = (*source)->roots(); !roots) {
     item.problem = roots.error().headline();
@@ -63,8 +70,9 @@ Result<void> Server::Impl::FreezeRun::capture() {
   });
 }
 
-Result<std::vector<arena::CapturedTables>> Server::Impl::FreezeRun::captured() const {
+Result<std::vector<arena::CapturedTables>> Server::Impl::FreezeRun::captured() {
   std::vector<arena::CapturedTables> out;
+  cleared.clear();
   for (const auto& item : items) {
     if (!item.tables) continue;
     arena::CapturedTables all;
@@ -72,10 +80,11 @@ Result<std::vector<arena::CapturedTables>> Server::Impl::FreezeRun::captured() c
     all.root = item.domains[0].root.physical;
     all.levels = item.domains[0].root.levels;
     all.domain_id = item.domains[0].root.domain_id;
-    if (item.domains.size() == 1) {
+    if (item.domains.size() == 1 && item.contexts.pages().empty()) {
       all.pages = item.domains[0].capture.pages;
       all.bytes = item.domains[0].capture.bytes;
       out.push_back(std::move(all));
+      clear_behind(item, out.back());
       continue;
     }
     struct Page {
@@ -86,6 +95,8 @@ Result<std::vector<arena::CapturedTables>> Server::Impl::FreezeRun::captured() c
     for (const auto& domain : item.domains)
       for (size_t i = 0; i < domain.capture.pages.size(); ++i)
         pages.push_back({&domain.capture.pages[i], domain.capture.bytes[i]});
+    for (size_t i = 0; i < item.contexts.pages().size(); ++i)
+      pages.push_back({&item.contexts.pages()[i], item.contexts.bytes(i)});
     std::ranges::sort(pages, {}, [](const Page& page) { return page.page->physical; });
     for (const Page& page : pages) {
       if (!all.pages.empty() && all.pages.back().physical == page.page->physical)
@@ -97,8 +108,19 @@ Result<std::vector<arena::CapturedTables>> Server::Impl::FreezeRun::captured() c
       all.bytes.push_back(page.bytes);
     }
     out.push_back(std::move(all));
+    clear_behind(item, out.back());
   }
   return out;
+}
+
+/// What is left behind is not there for the next kernel, so it is no evidence either.
+void Server::Impl::FreezeRun::clear_behind(const Item& item, arena::CapturedTables& tables) {
+  if (item.entry->behind.empty()) return;
+  for (size_t i = 0; i < tables.pages.size(); ++i)
+    if (auto copy = pagetable::page_without(tables.pages[i], tables.bytes[i], item.entry->behind)) {
+      tables.bytes[i] = copy.get();
+      cleared.push_back(std::move(copy));
+    }
 }
 
 /// Only saves time behind the barrier: where there is no room, or the tables are changing under our
@@ -117,7 +139,12 @@ Result<void> Server::Impl::FreezeRun::compare(Item& item,
                                               std::span<const pagetable::RegionPlace> places) {
   if (!item.tables) return {};
   // Devices may have come and gone since: these are the domains that count.
-  HOLDFAST_TRY_ASSIGN(item.tables, agent.port.tables(item.fd));
+  HOLDFAST_TRY_ASSIGN(item.tables, agent.port.tables_of(
+                                       item.fd, devices_of(agent.writer.live(), item.entry->name)));
+  HOLDFAST_TRY_ASSIGN(const auto contexts, item.tables->contexts());
+  std::vector<pagetable::ContextSlot> slots;
+  for (const auto& context : contexts) slots.push_back({context.physical, context.lo, context.hi});
+  HOLDFAST_TRY_ASSIGN(item.contexts, pagetable::ContextPages::of(slots));
   HOLDFAST_TRY_ASSIGN(const auto roots, item.tables->roots());
   std::vector<Domain> before = std::move(item.domains);
   item.domains.clear();
@@ -133,8 +160,9 @@ Result<void> Server::Impl::FreezeRun::compare(Item& item,
     pagetable::Capture earlier;
     if (known != before.end()) earlier = std::move(known->capture);
     pagetable::Comparer comparer(places, agent.writer.runs(item.entry->id));
+    pagetable::LeavesWithout leaves(item.entry->behind, comparer);
     auto again =
-        pagetable::recapture(std::move(earlier), root_of(root), pages_of(*item.tables), comparer);
+        pagetable::recapture(std::move(earlier), root_of(root), pages_of(*item.tables), leaves);
     if (!again)
       return pass(std::move(again).error(), "read the tables of " + item.entry->name + " again");
     item.changed += again->changed.size() + again->gone;

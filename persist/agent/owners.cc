@@ -10,6 +10,39 @@
 #include "persist/agent/transport.h"
 
 namespace holdfast::agent {
+namespace {
+
+/// Ends what the kernel still holds for a container that is being given up: the hold while its
+/// descriptors are here, and after they are closed the domain that stayed parked all the same.
+void end_hold(kernel::Port& port, Custody& custody, const std::string& name) {
+  const Holding* holding = custody.find(name);
+  // Where the kernel refuses, the last close parks the domain, and give_up_parked() ends that.
+  if (holding != nullptr && holding->container.valid()) (void)port.hold(holding->container, false);
+}
+
+Result<void> give_up_parked(kernel::Port& port, const std::vector<Device>& devices) {
+  HOLDFAST_TRY_ASSIGN(const auto parked, port.parked());
+  for (const auto& domain : parked) {
+    const bool ours = std::ranges::any_of(domain.devices, [&](const std::string& bdf) {
+      return std::ranges::find(devices, bdf, &Device::bdf) != devices.end();
+    });
+    if (ours) HOLDFAST_TRY(port.give_up(domain));
+  }
+  return {};
+}
+
+/// A parked domain that no record speaks of any more, by its root ("0x60003000") or a device.
+Result<void> give_up_unknown(kernel::Port& port, const std::string& name) {
+  HOLDFAST_TRY_ASSIGN(const auto parked, port.parked());
+  for (const auto& domain : parked)
+    if (name == fmt::format("{:#x}", domain.root) ||
+        std::ranges::find(domain.devices, name) != domain.devices.end())
+      return port.give_up(domain);
+  return fail("container " + name, "is not known, and no parked domain has that root or device",
+              "holdfast show; holdfast doctor lists what is parked");
+}
+
+}  // namespace
 
 void Server::Impl::settle(Peer& peer) {
   peer.settled = true;
@@ -166,10 +199,14 @@ Result<Peer*> Server::Impl::peer_of(const Request& request) {
 Result<void> Server::Impl::release(const std::string& name) {
   if (registry.container(name) == nullptr) registry.learn(writer.live());
   ContainerEntry* entry = registry.container(name);
+  const bool frozen =
+      writer.header().state == ArenaState::kFrozen || writer.header().state == ArenaState::kBroken;
+  if (entry == nullptr && !frozen) return give_up_unknown(port, name);
   if (entry == nullptr) return fail("container " + name, "is not known", "holdfast show");
   if (entry->client != 0)
     return refuse(Exit::kRefused, "HF-TAKE-OWNED", "container " + name,
                   fmt::format("its owner {} is alive", describe(entry->owner)), "end it first");
+  const std::vector<Device> devices = devices_of(writer.live(), name);
   switch (writer.header().state) {
     case ArenaState::kFrozen:
     case ArenaState::kBroken:
@@ -179,13 +216,16 @@ Result<void> Server::Impl::release(const std::string& name) {
     case ArenaState::kRefused:
       // The sealed generation stays as it is; the restore log says that nobody waits for this one.
       HOLDFAST_TRY(writer.restore_released(name));
+      end_hold(port, custody, name);
       custody.drop(name);
-      return finish_when_settled();
+      HOLDFAST_TRY(finish_when_settled());
+      return give_up_parked(port, devices);
     default:
+      end_hold(port, custody, name);
       drop_container(entry->id);
       drop_unused_regions(0);
       commit();
-      return {};
+      return give_up_parked(port, devices);
   }
 }
 
@@ -272,6 +312,12 @@ Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {
 }
 
 Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
+  // Adopting did not end the kernel's hold; from here on the new owner may map and unmap. Where the
+  // kernel refuses, the hand-over is not confirmed: the taker still has everything and may try
+  // again.
+  if (const Holding* held = custody.find(entry.name); held != nullptr && held->container.valid())
+    if (auto ended = port.hold(held->container, false); !ended)
+      return pass(std::move(ended).error(), "end the hold of container " + entry.name);
   const Manifest manifest = writer.live();
   if (const ContainerRecord* record = manifest.find(entry.name); record != nullptr && !sealed()) {
     Container changed = record->container;

@@ -124,6 +124,17 @@ void Server::Impl::apply(Peer& peer, const ring::Record& record) {
   Result<void> outcome;
   switch (static_cast<ring::Op>(record.op)) {
     case ring::Op::kMap: {
+      if ((record.access & ring::kLeaveBehind) != 0) {
+        // It is not there for the next kernel: nothing to restore, nothing to compare.
+        if (peer.mappings >= options.quotas.mappings_per_client)
+          outcome = refuse(Exit::kRefused, "HF-QUOTA", text_of(record),
+                           fmt::format("the client has {} mappings already", peer.mappings));
+        else if (!pagetable::add_range(entry->behind, record.iova, record.size))
+          outcome = fail(text_of(record), "is no range of pages, or overlaps another");
+        else
+          ++peer.mappings;
+        break;
+      }
       const RegionEntry* region = registry.region(record.region);
       if (region == nullptr || !region->belongs_to(peer.id)) {
         outcome = fail(text_of(record), fmt::format("memory {} is not registered", record.region),
@@ -149,6 +160,8 @@ void Server::Impl::apply(Peer& peer, const ring::Record& record) {
       break;
     case ring::Op::kUnmapAll: {
       uint64_t first = 0, last = 0;
+      peer.mappings -= std::min<uint64_t>(peer.mappings, entry->behind.size());
+      entry->behind.clear();
       writer.for_each(entry->id, [&](const Mapping& mapping) {
         if (last == 0) first = mapping.iova;
         last = mapping.end();
@@ -174,8 +187,15 @@ void Server::Impl::apply(Peer& peer, const ring::Record& record) {
 
 Result<void> Server::Impl::apply_unmap(Peer& peer, ContainerEntry& entry, uint64_t iova,
                                        uint64_t size) {
+  const uint64_t behind = entry.behind.size();
+  pagetable::remove_within(entry.behind, iova, size);
+  peer.mappings -= std::min<uint64_t>(peer.mappings, behind - entry.behind.size());
   const uint64_t before = writer.mapping_count(entry.id);
-  HOLDFAST_TRY(writer.apply(change_of(arena::Change::Kind::kUnmap, entry.id, iova, size)));
+  auto applied = writer.apply(change_of(arena::Change::Kind::kUnmap, entry.id, iova, size));
+  // All that was there was to be left behind.
+  if (!applied && applied.error().code == "HF-MAP-ABSENT" && behind != entry.behind.size())
+    return {};
+  HOLDFAST_TRY(applied);
   const uint64_t gone = before - std::min(before, writer.mapping_count(entry.id));
   peer.mappings -= std::min(peer.mappings, gone);
   return {};
@@ -231,6 +251,16 @@ Result<void> Server::Impl::resync(Peer& peer, ContainerEntry& entry, BorrowedFd 
     return fail(object, fmt::format("the descriptor holds {} bytes", bytes.size()));
   std::vector<Mapping> wanted(count);
   if (count != 0) std::memcpy(wanted.data(), bytes.data(), bytes.size());
+  pagetable::IovaSet behind;
+  for (const Mapping& mapping : wanted)
+    if ((mapping.access & ring::kLeaveBehind) != 0 &&
+        !pagetable::add_range(behind, mapping.iova, mapping.size))
+      return fail(object,
+                  fmt::format("the range at {:#x} is no range of pages, or overlaps another",
+                              mapping.iova));
+  std::erase_if(wanted,
+                [](const Mapping& mapping) { return (mapping.access & ring::kLeaveBehind) != 0; });
+  count = wanted.size();
   // Judged as a whole before anything of the old record goes away.
   for (uint64_t i = 0; i < count; ++i) {
     const RegionEntry* region = registry.region(wanted[i].region);
@@ -263,6 +293,7 @@ Result<void> Server::Impl::resync(Peer& peer, ContainerEntry& entry, BorrowedFd 
     HOLDFAST_TRY(writer.apply(change));
     ++peer.mappings;
   }
+  entry.behind = std::move(behind);
   entry.incomplete.clear();
   commit();
   return {};

@@ -16,6 +16,7 @@
 #include "persist/model/container.h"
 #include "persist/model/generation.h"
 #include "persist/model/region.h"
+#include "persist/pagetable/without.h"
 
 namespace holdfast::agent {
 
@@ -36,6 +37,8 @@ struct ContainerEntry {
   std::vector<std::string> incomplete;
   /// TAKE was answered, TAKEN has not arrived: who has been given the descriptors.
   ClientId taker = 0;
+  /// What is mapped but left behind by a kexec: it is not in the record, and not compared with it.
+  pagetable::IovaSet behind;
 };
 
 struct RegionEntry {

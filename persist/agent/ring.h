@@ -38,10 +38,12 @@ struct Record {
   uint64_t size = 0;              // 24: bytes
   uint64_t region_offset = 0;     // 32: bytes; kMap only
   uint32_t region = 0;            // 40: Region::id; kMap only
-  uint32_t access = 0;            // 44: Access bits; kMap only
+  uint32_t access = 0;            // 44: Access bits, kLeaveBehind; kMap only
   uint64_t reserved[2] = {0, 0};  // 48: zero
 };
 static_assert(sizeof(Record) == 64);
+/// Beside the Access bits: mapped, but not for the next kernel (HF_LEAVE_BEHIND).
+inline constexpr uint32_t kLeaveBehind = 4;
 
 enum class Barrier : uint32_t {
   kOpen = 0,

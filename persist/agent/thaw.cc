@@ -5,6 +5,7 @@
 #include "persist/agent/freeze.h"
 #include "persist/agent/server_impl.h"
 #include "persist/pagetable/compare.h"
+#include "persist/pagetable/without.h"
 
 namespace holdfast::agent {
 
@@ -12,7 +13,10 @@ void Server::Impl::hold_all(bool held) {
   if (capabilities.hold.answer != kernel::Answer::kYes) return;
   for (const auto& name : custody.names())
     if (const Holding* holding = custody.find(name); holding->container.valid())
-      (void)port.hold(holding->container, held);
+      // A hold that the kernel does not end is no reason to stay frozen: its owner is told so by
+      // its next map, and the operator by the event.
+      if (auto outcome = port.hold(holding->container, held); !outcome && !held)
+        remember(std::move(outcome).error().in("container " + name));
 }
 
 Result<void> Server::Impl::thaw() {
@@ -38,13 +42,14 @@ Result<Json> Server::Impl::recheck() {
   for (auto& [id, entry] : registry.containers()) {
     const Holding* holding = custody.find(entry.name);
     if (holding == nullptr || !holding->container.valid()) continue;
-    auto source = port.tables(holding->container);
+    auto source = port.tables_of(holding->container, devices_of(manifest, entry.name));
     if (!source) continue;  // evidence is "none": there was nothing to compare at the freeze either
     HOLDFAST_TRY_ASSIGN(const auto roots, (*source)->roots());
     for (const auto& root : roots) {
-      HOLDFAST_TRY_ASSIGN(const auto comparison,
-                          pagetable::compare_tables({root.physical, root.levels},
-                                                    pages_of(**source), places, writer.runs(id)));
+      pagetable::Comparer comparer(places, writer.runs(id));
+      pagetable::LeavesWithout leaves(entry.behind, comparer);
+      HOLDFAST_TRY(pagetable::walk({root.physical, root.levels}, pages_of(**source), {}, leaves));
+      HOLDFAST_TRY_ASSIGN(const auto comparison, comparer.finish());
       if (!comparison.equal()) {
         const Error differs = pagetable::differs(comparison, entry.name);
         const std::string why =

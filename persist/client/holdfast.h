@@ -125,13 +125,16 @@ HF_API int hf_unregister_memory(hf_memory* memory, hf_error* error);
  */
 
 enum { HF_READ = 1, HF_WRITE = 2 }; /* what the device may do */
+/* With these, in an opted-in container: the memory need not outlive the kernel. The kernel removes
+ * the mapping on the way down, and it is not restored: `memory` may be NULL. */
+enum { HF_LEAVE_BEHIND = 4 };
 
 typedef struct hf_mapping {
   uint64_t iova;   /* bytes, multiple of 4096 */
   uint64_t size;   /* bytes, multiple of 4096, not 0 */
   uint64_t offset; /* in the memory, bytes, multiple of 4096 */
   hf_memory* memory;
-  uint32_t access; /* HF_READ | HF_WRITE */
+  uint32_t access; /* HF_READ | HF_WRITE, HF_LEAVE_BEHIND */
   uint32_t reserved;
 } hf_mapping;
 

@@ -138,9 +138,11 @@ int changing(hf_container* container, hf_error* error, const char* act, Call cal
 }
 
 int type1_map(void*, int container_fd, const hf_kernel_map* request) {
+  uint32_t flags = request->access & (HF_READ | HF_WRITE);
+  if ((request->access & HF_LEAVE_BEHIND) != 0) flags |= sys::kMapLeaveBehind;
   const auto outcome =
-      sys::vfio_map_dma(BorrowedFd(container_fd), request->access,
-                        reinterpret_cast<uint64_t>(request->vaddr), request->iova, request->size);
+      sys::vfio_map_dma(BorrowedFd(container_fd), flags, reinterpret_cast<uint64_t>(request->vaddr),
+                        request->iova, request->size);
   return outcome ? 0 : -outcome.error().sys_errno;
 }
 
@@ -160,6 +162,7 @@ int type1_unmap_all(void*, int container_fd, uint64_t* unmapped) {
 
 }  // namespace
 
+static_assert(uint32_t{HF_LEAVE_BEHIND} == ring::kLeaveBehind);
 static_assert(HF_READ == sys::kMapRead && HF_WRITE == sys::kMapWrite);
 static_assert(uint32_t{HF_READ} == uint32_t{kAccessRead} &&
               uint32_t{HF_WRITE} == uint32_t{kAccessWrite});
