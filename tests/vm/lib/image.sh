@@ -62,6 +62,8 @@ build_image() {
     install_holdfast
     client_program edu_driver edu_driver.c driver.c edu.c vfio.c
     client_program e1000e_driver e1000e_driver.c driver.c e1000e.c vfio.c
+    client_program live_driver live_driver.c adopt.c vfio.c
+    client_program adopt-driver "$tree/examples/adopt-driver/adopt-driver.c"
   fi
   install -m 755 "$here/guest/init" "$IMAGE_ROOT/init"
   install -m 644 "$here/guest/lib.sh" "$IMAGE_ROOT/vm/lib.sh"

@@ -1,0 +1,87 @@
+# shellcheck shell=dash
+# Holdfast on the patched kernel: a NIC fills its ring while the kernel is replaced. Its driver and
+# holdfastd are killed before the kexec, as an init system would; in the new kernel holdfastd adopts
+# what goes on, and a driver on public headers only takes it.
+
+ARENA=/dev/dax1.0
+
+step1() {
+  scenario live-adopt
+  try "the NIC is bound" bind "$NIC"
+  try "devdax from memmap=" devdax 0
+  try "devdax for the arena" devdax 1
+  configure $ARENA
+  expect 0 "an arena on devdax" holdfast init $ARENA
+  agent_start
+  holdfast doctor >/tmp/doctor.out
+  try "doctor offers adoption" grep -q "^ok *strategy-adopt" /tmp/doctor.out
+  boot_files
+  # Before the ring is filled: it does not last for ever.
+  arm
+  driver_start vm0 live_driver "$NIC" /dev/dax0.0 vm0 guest-ram || show_log
+  driver_ok vm0 "the library maps and unmaps" map
+  expect 4 "a kernel that cannot take over is not loaded" holdfast kexec load /boot/vmlinuz-stock \
+    --initrd /boot/initrd --append "$(common_cmdline)"
+  says HF-KEXEC-NO-ADOPT
+  expect 0 "frozen, to be adopted" holdfast freeze --policy adopt
+  show_out
+  says adopt
+  driver_no vm0 "no mapping may change any more" HF-FROZEN map
+  raw_adopt mark /dev/dax0.0 2
+  kill -KILL "$(cat /run/vm0.pid)"
+  expect 0 "exec is content" holdfast kexec exec --direct --print-only
+  agent_end KILL
+  grep -q "state=held,parked,armed" /sys/kernel/iommu_preserve/domains || fail "it is not parked, held and armed"
+  leave 2 last_words
+}
+
+last_words() {
+  raw_adopt mark /dev/dax0.0 3
+  holdfast kexec exec --direct
+}
+
+step2() {
+  scenario live-adopt
+  native_is_kept_out "$NIC"
+  try "the NIC is bound again" bind "$NIC"
+  configure $ARENA
+  expect 0 "what must be refused" raw_adopt wrong "$NIC" /dev/dax0.0
+  agent_start
+  expect 0 "the plan" holdfast plan
+  show_out
+  says "adopt 2049 of 2050 mappings" "it keeps running"
+  expect 0 "restored" holdfast restore
+  show_out
+  raw_adopt mark /dev/dax0.0 4
+  is_held
+  raw_adopt mark /dev/dax0.0 5
+  adopt-driver vm0 >/run/adopt-driver.out 2>&1 &
+  taker=$!
+  wait_for 20 "the new driver" grep -q "^found: " /run/adopt-driver.out
+  wait_for 5 "the hold to end" grep -q "state=free,inherited" /sys/kernel/iommu_preserve/domains
+  sleep 1
+  raw_adopt mark /dev/dax0.0 6
+  kill -TERM $taker
+  expect 0 "the new driver took it, went on, and gave everything back" wait $taker
+  sed 's/^/    /' /run/adopt-driver.out
+  cp /run/adopt-driver.out "$OUT"
+  says "still running" "frames that arrived without a driver" "unmapped: "
+  try "frames and interrupts reached it" grep -qE "^received: [1-9][0-9]{2,} frames, [0-9]+ bytes, [1-9][0-9]* interrupts" \
+    /run/adopt-driver.out
+  [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
+  used=$(cat /sys/kernel/iommu_preserve/pool_used)
+  if [ "$used" -gt 24576 ]; then fail "the pool is not empty again: $used bytes"; fi
+  kernel_is_calm
+  show_log
+  done_with live-adopt
+}
+
+# is_held: adopting did not end the hold.
+is_held() {
+  if grep -q "state=held,inherited" /sys/kernel/iommu_preserve/domains; then
+    say "ok $SCENARIO: it is still held"
+  else
+    cat /sys/kernel/iommu_preserve/domains
+    fail "adopting ended the hold"
+  fi
+}

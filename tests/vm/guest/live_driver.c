@@ -1,0 +1,134 @@
+// A driver on libholdfast whose device needs nobody: it opts in, maps, starts a receive ring that
+// the host fills (guest/adopt.h) and waits to be killed. What continues the ring in the next kernel
+// is examples/adopt-driver.
+//
+//   live_driver BDF DAX CONTAINER REGION [plain]     plain: does not opt in
+//
+// Obeys one line on standard input, "SERIAL map": maps and unmaps one page through the library.
+
+#include <errno.h>
+#include <fcntl.h>
+#include <holdfast.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "adopt.h"
+#include "vfio.h"
+
+#define EXTRA_IOVA 0x200000000ull
+#define EXTRA_OFFSET 0xe00000ull
+
+static hf_connection* connection;
+static hf_container* container;
+static hf_memory* memory;
+static uint8_t* view;
+
+static void refused(const char* what, const hf_error* error) {
+  errno = error->sys_errno;
+  die("%s: %s %s: %s", what, error->code, error->object, error->cause);
+}
+
+static int open_node(const char* path) {
+  int node = open(path, O_RDWR | O_CLOEXEC);
+  if (node < 0) die("%s", path);
+  return node;
+}
+
+// Container and group, the IOMMU's type not chosen yet.
+static void open_group(struct vfio_device* vfio, const char* bdf) {
+  char path[128], link[256];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", bdf);
+  ssize_t length = readlink(path, link, sizeof link - 1);
+  if (length < 0) die("%s", path);
+  link[length] = 0;
+  snprintf(vfio->bdf, sizeof vfio->bdf, "%.15s", bdf);
+  snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
+  vfio->container = open_node("/dev/vfio/vfio");
+  vfio->group = open_node(path);
+  if (ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container)) die("SET_CONTAINER");
+}
+
+static void map_one(uint64_t iova, uint64_t offset, uint64_t size, uint32_t access) {
+  hf_error error;
+  const hf_mapping mapping = {
+      .iova = iova, .size = size, .offset = offset, .memory = memory, .access = access};
+  if (hf_map(container, &mapping, view + offset, &error)) refused("map", &error);
+}
+
+static void set_up(const struct vfio_device* vfio, char** argv, int plain, int dax) {
+  hf_error error;
+  const hf_connect_options connect = {.size = sizeof connect};
+  if (hf_connect(&connect, &connection, &error)) refused("connect", &error);
+  const hf_container_options options = {.size = sizeof options,
+                                        .name = argv[3],
+                                        .kind = plain ? HF_KIND_TYPE1 : HF_KIND_TYPE1_PRESERVED,
+                                        .fd = vfio->container};
+  if (hf_register_container(connection, &options, &container, &error))
+    refused("register container", &error);
+  if (hf_register_device(container, argv[1], vfio->group, vfio->device, 0, &error))
+    refused("register device", &error);
+  if (hf_register_memory(connection, argv[4], dax, argv[2], &memory, &error))
+    refused("register memory", &error);
+  map_one(0, ADOPT_RING, 0x200000, HF_READ | HF_WRITE);
+  for (uint32_t i = 0; i < ADOPT_PAGES; i++)
+    map_one(ADOPT_BUFFERS_IOVA + i * 4096ull, adopt_page_offset(i), 4096, HF_READ | HF_WRITE);
+  map_one(ADOPT_READ_ONLY_IOVA, ADOPT_READ_ONLY, 0x200000, HF_READ);
+}
+
+static void command_map(const char* serial) {
+  hf_error error = {0};
+  const hf_mapping mapping = {.iova = EXTRA_IOVA,
+                              .size = 0x1000,
+                              .offset = EXTRA_OFFSET,
+                              .memory = memory,
+                              .access = HF_READ};
+  int status = hf_map(container, &mapping, view + EXTRA_OFFSET, &error);
+  if (!status) status = hf_unmap(container, EXTRA_IOVA, 0x1000, NULL, &error);
+  if (status)
+    printf("%s no errno=%d code=%s %s\n", serial, -status, error.code, error.cause);
+  else
+    printf("%s ok mapped and unmapped\n", serial);
+}
+
+int main(int argc, char** argv) {
+  struct vfio_device vfio;
+  hf_error error;
+  int dax;
+  errno = 0;
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  if (argc < 5) die("usage: live_driver BDF DAX CONTAINER REGION [plain]");
+  const int plain = argc > 5 && strcmp(argv[5], "plain") == 0;
+  view = map_region(argv[2], ADOPT_REGION, &dax);
+  struct mailbox* mailbox = (struct mailbox*)view;
+  adopt_mailbox_start(mailbox, argv[2]);
+  open_group(&vfio, argv[1]);
+  if (plain) {
+    if (ioctl(vfio.container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU)) die("SET_IOMMU");
+  } else if (hf_opt_in(vfio.container, &error)) {
+    refused("opt in", &error);
+  }
+  vfio.device = adopt_device(&vfio);
+  set_up(&vfio, argv, plain, dax);
+  adopt_ring_start(&vfio, view);
+  __atomic_store_n(&mailbox->phase, ADOPT_RUNNING, __ATOMIC_SEQ_CST);
+  if (adopt_wait_frames(view, 300)) die("no frames arrive");
+  if (!plain) adopt_note_context(mailbox, argv[1]);
+  printf("ready: %u frames\n", adopt_frames(view));
+  struct pollfd waits[] = {{.fd = STDIN_FILENO, .events = POLLIN},
+                           {.fd = hf_event_fd(connection), .events = POLLIN}};
+  for (;;) {
+    char line[128] = "";
+    if (poll(waits, 2, -1) < 0 && errno != EINTR) die("poll");
+    if (waits[1].revents && hf_dispatch(connection, &error) < 0) refused("events", &error);
+    if (!waits[0].revents) continue;
+    if (!fgets(line, sizeof line, stdin)) return 0;
+    char* rest = line;
+    const char* serial = strsep(&rest, " \n");
+    command_map(serial);
+  }
+}
