@@ -37,7 +37,7 @@ step1() {
 
 last_words() {
   raw_adopt mark /dev/dax0.0 3
-  holdfast kexec exec --direct
+  kexec -e
 }
 
 step2() {
