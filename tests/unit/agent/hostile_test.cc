@@ -341,11 +341,13 @@ TEST(Health, NamesDamageInFilesAndWhatWasMended) {
   // The finding with this code, as soon as there is one.
   const auto finding = [&](std::string_view code) -> Json {
     for (int i = 0; i < 500; ++i) {
-      for (const auto& found : world.health()["findings"])
+      const Json health = world.health();
+      for (const auto& found : health["findings"])
         if (found["code"] == code) return found;
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    return Json::object();
+    ADD_FAILURE() << "no finding " << code;
+    return Json{{"object", ""}, {"severity", ""}, {"cause", ""}, {"remedy", ""}};
   };
   const arena::Object& chunk = flip("file 2 (note) chunk 0");
   world.start_agent();
