@@ -61,6 +61,12 @@ inline Status status(int outcome, const hf_error& error) {
 }
 }  // namespace detail
 
+/// In place of VFIO_SET_IOMMU: the container's page tables outlive the kernel. See hf_opt_in().
+inline Status opt_in(int container_fd) {
+  hf_error error{};
+  return detail::status(hf_opt_in(container_fd, &error), error);
+}
+
 /// Memory that mappings point into. Owned by its Connection; a plain handle.
 class Memory {
  public:
