@@ -133,7 +133,9 @@ chain_adopt_interrupts() {
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=interrupts" "${NIC_DEVICE[@]}" && went_on
 }
 
+# Writing all of memory takes a while under emulation; the ring must last for it.
 chain_adopt_full_memory() {
+  RATE=400
   raw_chain 200 "$REGION_MEMMAP $ROOT_BUS vm.fill=yes" "${NIC_DEVICE[@]}" && went_on
 }
 
