@@ -80,6 +80,16 @@ void unload_kernel(const Context& context) {
   context.note("kexec -u failed; the image may still be loaded, but no nonce of the arena fits it");
 }
 
+// Where containers have opted in, a kernel that cannot take their tables over ends their DMA.
+Result<void> takes_over(const Host& host, const ImageFile& image, const CommandLine& next) {
+  for (const auto& finding : adopt_findings(host, image.boot, next))
+    if (finding.needed && finding.status == Status::kMissing)
+      return refuse(Exit::kUnsupported, "HF-KEXEC-NO-ADOPT", "image " + image.path, finding.found,
+                    "another image or command line; --quiesce loads this one, and devices stop for "
+                    "the kexec");
+  return {};
+}
+
 // Everything that can be known before anything is armed.
 struct Prepared {
   ImageFile image;
@@ -101,14 +111,7 @@ Result<Prepared> prepare(const Context& context, const LoadOptions& options,
   HOLDFAST_TRY_ASSIGN(out.next,
                       compose(context, options, out.image.boot, record.arena, record.nonce));
   record.command_line = out.next.line.text();
-  if (!options.quiesce) {
-    auto adopts = verdict(adopt_findings(context.host(), out.image.boot, out.next.line),
-                          "HF-KEXEC-NO-ADOPT", "image " + out.image.path);
-    if (!adopts)
-      return std::unexpected(
-          std::move(adopts).error().with_remedy("another image or command line; --quiesce loads "
-                                                "this one, and devices stop for the kexec"));
-  }
+  if (!options.quiesce) HOLDFAST_TRY(takes_over(context.host(), out.image, out.next.line));
   HOLDFAST_TRY_ASSIGN(record.boot, context.host().boot_id());
   return out;
 }

@@ -14,12 +14,17 @@ step1() {
   expect 0 "an arena on devdax" holdfast init $ARENA
   agent_start
   holdfast doctor >/tmp/doctor.out
-  try "doctor offers adoption" grep -q "^ok *strategy-adopt" /tmp/doctor.out
+  try "doctor offers adoption" grep -q "^ *ok *strategy-adopt" /tmp/doctor.out
   boot_files
-  # Before the ring is filled: it does not last for ever.
-  arm
   driver_start vm0 live_driver "$NIC" /dev/dax0.0 vm0 guest-ram || show_log
   driver_ok vm0 "the library maps and unmaps" map
+  expect 4 "no hold without a kernel to go on into" holdfast freeze --policy adopt
+  says HF-HOLD-NOT-ARMED
+  driver_ok vm0 "and nothing of that freeze stays" map
+  expect 0 "kexec check likes the image" holdfast kexec check /boot/vmlinuz --initrd /boot/initrd \
+    --append "$(common_cmdline)"
+  says "takes over the page tables"
+  arm
   expect 4 "a kernel that cannot take over is not loaded" holdfast kexec load /boot/vmlinuz-stock \
     --initrd /boot/initrd --append "$(common_cmdline)"
   says HF-KEXEC-NO-ADOPT
