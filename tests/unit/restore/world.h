@@ -141,8 +141,8 @@ class World : public sim::testing::Lab {
       auto source = port->tables_of(container, vm0.devices);
       ASSERT_TRUE(source) << source.error().message();
       std::vector<pagetable::ContextSlot> slots;
-      for (const auto& entry : (*source)->contexts().value())
-        slots.push_back({entry.physical, entry.lo, entry.hi});
+      const auto live = (*source)->contexts().value();
+      for (const auto& entry : live) slots.push_back({entry.physical, entry.lo, entry.hi});
       contexts = pagetable::ContextPages::of(slots).value();
       for (size_t i = 0; i < contexts.pages().size(); ++i)
         pages[contexts.pages()[i].physical] = {contexts.pages()[i], contexts.bytes(i)};
