@@ -51,10 +51,11 @@ std::string milliseconds(const Json& json, const char* key) {
 std::string plan_text(const Json& plan) {
   const Json& policy = object(plan, "policy");
   const Json& kernel = object(plan, "kernel");
+  const std::string sealed = field_text(policy, "sealed");
   std::string out = fmt::format(
       "plan for generation {}: sealed policy {}, asked {}; kernel {}, port {}\n",
-      field_text(plan, "generation"), field_text(policy, "sealed"), field_text(policy, "asked"),
-      field_text(kernel, "release"), field_text(kernel, "port"));
+      field_text(plan, "generation"), sealed.empty() ? "none yet" : sealed,
+      field_text(policy, "asked"), field_text(kernel, "release"), field_text(kernel, "port"));
   if (const Json& token = object(plan, "token"); !token.empty())
     out += "in this boot a restore is refused:\n" + indented(field_text(token, "message"), "  ");
   size_t number = 0;

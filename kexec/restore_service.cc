@@ -176,7 +176,17 @@ void RestoreService::drop_stale_memory() {
 Result<agent::Reply> RestoreService::plan(agent::Request& request) {
   drop_stale_memory();
   HOLDFAST_TRY_ASSIGN(restore::Request wanted, request_of(request.parcel.body));
-  wanted.held = held();
+  // Before any restore what custody holds belongs to owners of this boot: none of it is settled,
+  // the plan says what the next kernel would do with it.
+  switch (server_.writer().header().state) {
+    case ArenaState::kRestoring:
+    case ArenaState::kRefused:
+    case ArenaState::kRestored:
+      wanted.held = held();
+      break;
+    default:
+      break;
+  }
   HOLDFAST_TRY_ASSIGN(auto boot, restore::read_boot_facts(proc_));
   HOLDFAST_TRY_ASSIGN(auto reader, arena::Reader::open(server_.writer().header().path));
 

@@ -230,14 +230,14 @@ Plan make_plan(const PlanInput& input) {
   Plan plan;
   plan.generation = input.manifest.number;
   plan.arena = input.manifest.arena;
-  plan.sealed = input.manifest.seal.policy;
+  if (input.manifest.seal.sealed) plan.sealed = input.manifest.seal.policy;
   plan.asked = input.asked;
   plan.capabilities = input.capabilities;
   plan.manifest = &input.manifest;
-  if (weaker(input.asked, plan.sealed) && !input.allow_weaker)
+  if (plan.sealed && weaker(input.asked, *plan.sealed) && !input.allow_weaker)
     plan.policy_refusal =
         refuse(Exit::kRefused, "HF-POLICY-WEAKER", fmt::format("generation {}", plan.generation),
-               fmt::format("was sealed with policy {}; {} promises less", policy_name(plan.sealed),
+               fmt::format("was sealed with policy {}; {} promises less", policy_name(*plan.sealed),
                            policy_name(plan.asked)),
                "if its devices may be restarted: --allow-weaker")
             .error();

@@ -80,7 +80,7 @@ struct ContainerPlan {
 struct Plan {
   uint64_t generation = 0;
   Uuid arena;
-  Policy sealed = Policy::kAdopt;
+  std::optional<Policy> sealed;  ///< empty: recorded, not frozen; the plan is a preview
   Policy asked = Policy::kAdopt;
   kernel::Capabilities capabilities;
   std::vector<ContainerPlan> containers;

@@ -121,8 +121,8 @@ std::string_view reopen_name(Reopen reopen) {
 std::string text(const Plan& plan) {
   std::string out = fmt::format(
       "plan for generation {} of arena {}\nsealed policy {}, asked {}; kernel {}, port {}\n",
-      plan.generation, plan.arena.text(), policy_name(plan.sealed), policy_name(plan.asked),
-      plan.capabilities.kernel_release, plan.capabilities.port);
+      plan.generation, plan.arena.text(), plan.sealed ? policy_name(*plan.sealed) : "none yet",
+      policy_name(plan.asked), plan.capabilities.kernel_release, plan.capabilities.port);
   uint64_t number = 0;
   for (const auto& container : plan.containers) {
     out += fmt::format("\ncontainer {}: {}\n", container.name, head(container));
@@ -152,7 +152,8 @@ Json to_json(const Plan& plan) {
   Json out = json_document("plan");
   out["generation"] = plan.generation;
   out["arena"] = plan.arena.text();
-  out["policy"] = Json{{"sealed", policy_name(plan.sealed)}, {"asked", policy_name(plan.asked)}};
+  out["policy"] = Json{{"sealed", nullptr}, {"asked", policy_name(plan.asked)}};
+  if (plan.sealed) out["policy"]["sealed"] = policy_name(*plan.sealed);
   const auto& can = plan.capabilities;
   out["kernel"] = Json{{"port", can.port},
                        {"release", can.kernel_release},

@@ -115,14 +115,14 @@ TEST_F(Recorded, AGenerationThatCouldNotBeRestoredIsNotCommitted) {
   const uint64_t before = writer->header().commit_sequence;
   const auto generations = disk.reader()->generations();
   Seal seal;
-  seal.nonce = std::string(65, 'a');
+  seal.policy = static_cast<Policy>(99);
   const auto refused = writer->freeze(seal, {});
   EXPECT_CODE(refused, "HF-FREEZE-CATALOG");
   EXPECT_EQ(refused.error().exit, Exit::kRefused);
   EXPECT_EQ(writer->header().state, ArenaState::kRecording);
   EXPECT_EQ(writer->header().commit_sequence, before);
   EXPECT_EQ(disk.reader()->generations(), generations);
-  seal.nonce.resize(64);
+  seal.policy = Policy::kRemap;
   const auto sealed = writer->freeze(seal, {});
   ASSERT_OK(sealed);
   EXPECT_OK(disk.reader()->verify(*sealed));

@@ -150,6 +150,7 @@ arena::Header FakeSource::header() const {
   out.medium = "file";
   out.survives = {"kill", "kexec"};
   out.size = 64 << 20;
+  out.main_size = 48 << 20;
   out.used = 1 << 20;
   out.files_quota = 16 << 20;
   out.commit_sequence = shown_sequence_;
