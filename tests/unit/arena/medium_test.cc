@@ -135,7 +135,9 @@ TEST_F(OnDisk, ReadersKeepUpWithALiveWriter) {
   const pid_t child = ::fork();
   if (child == 0) {
     // Whatever is seen is whole: each generation has as many mappings as its number, less one.
-    for (int i = 0; i < 400; ++i) {
+    // Long enough to have seen the writer at work, however slow its medium.
+    uint64_t seen = 0;
+    for (int i = 0; i < 400 || seen < 5; ++i) {
       const auto reader = Reader::open(path);
       if (!reader) ::_exit(2);
       const auto view = reader->current();
@@ -143,6 +145,7 @@ TEST_F(OnDisk, ReadersKeepUpWithALiveWriter) {
         if (view.error().code == "HF-GENERATION-GONE") continue;
         ::_exit(3);
       }
+      seen = view->manifest().number;
       const auto table = view->mappings(vm);
       if (!table || table->size() != view->manifest().number - 1) ::_exit(4);
       const auto report = reader->check(view->manifest().number);
