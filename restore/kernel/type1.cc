@@ -47,7 +47,7 @@ Result<Capabilities> Type1Port::probe() {
                              "modprobe vfio-pci (CONFIG_VFIO, CONFIG_VFIO_CONTAINER), as root"};
     out.map = out.live_update = out.preserved_tables = out.update_vaddr = out.unmap_all =
         out.change_dma_owner = none;
-    probe_preserve(out);
+    probe_preserve(out, false);
     return out;
   }
   const BorrowedFd container = *opened;
@@ -59,7 +59,7 @@ Result<Capabilities> Type1Port::probe() {
                "a Holdfast that knows this VFIO"};
     out.live_update = out.preserved_tables = out.update_vaddr = out.unmap_all =
         out.change_dma_owner = out.map;
-    probe_preserve(out);
+    probe_preserve(out, false);
     return out;
   }
   out.map = asked(container, sys::kVfioType1v2, "modprobe vfio_iommu_type1");
@@ -74,7 +74,7 @@ Result<Capabilities> Type1Port::probe() {
     out.update_vaddr = {Answer::kUnknown,
                         "VFIO_CHECK_EXTENSION(10) says 0 until VFIO_SET_IOMMU, which needs a group",
                         "known once a container has its device"};
-  probe_preserve(out);
+  probe_preserve(out, true);
   return out;
 }
 

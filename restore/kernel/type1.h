@@ -64,8 +64,9 @@ class Type1Port : public Port {
   [[nodiscard]] std::string container_path() const { return sysfs_.roots().dev + "/vfio/vfio"; }
   Result<void> set_iommu(BorrowedFd container);
   Error not_viable(const Device& device) const;
-  /// Hold and readable tables, once the extensions are known.
-  void probe_preserve(Capabilities& out);
+  /// Hold and readable tables. `asked`: a container could be opened, and the extensions are its
+  /// word.
+  void probe_preserve(Capabilities& out, bool asked);
   /// What only a look at the pool, or at what is held, can tell of an errno.
   void explain_memory(Error& error) const;
   void explain_group(Error& error, const Device& device) const;

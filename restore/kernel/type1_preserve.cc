@@ -34,15 +34,16 @@ bool cannot_hold(const Error& error) {
 
 }  // namespace
 
-void Type1Port::probe_preserve(Capabilities& out) {
+void Type1Port::probe_preserve(Capabilities& out, bool asked) {
   const auto pool = preserve_.pool();
   const bool folder = preserve_.present();
   if (out.preserved_tables.answer == Answer::kYes) {
     out.hold = {Answer::kYes, "VFIO_IOMMU_PRESERVE goes with " + out.preserved_tables.how, {}};
   } else {
     out.hold = {Answer::kNo, "this kernel has no interface for it", std::string(kSeries)};
+    if (!asked && folder) out.hold = out.preserved_tables;
     // The series is there, what it needs is not: say that instead of naming another kernel.
-    if (folder && out.preserved_tables.answer == Answer::kNo) {
+    if (asked && folder && out.preserved_tables.answer == Answer::kNo) {
       const bool none = pool && pool->size == 0;
       const std::string how =
           none ? "this kernel was started without a pool for page tables"
