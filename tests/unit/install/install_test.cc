@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "persist/base/io.h"
@@ -140,6 +141,25 @@ TEST_F(Prefix, AProgramBuildsAgainstItWithFindPackage) {
   const Said said = run_program({build + "/consumer"});
   EXPECT_EQ(said.status, 0) << said.err;
   EXPECT_EQ(said.out, "libholdfast " HOLDFAST_VERSION "\n");
+}
+
+TEST_F(Prefix, TheExampleDriverBuildsAgainstItWithPublicHeadersOnly) {
+  const std::string build = folder_.file("example-build");
+  const Said configured =
+      run_program({HOLDFAST_CMAKE, "-S", HOLDFAST_EXAMPLES_DIR "/adopt-driver", "-B", build,
+                   "-DCMAKE_C_COMPILER=" HOLDFAST_CC, "-DCMAKE_PREFIX_PATH=" + prefix_,
+                   "-DCMAKE_C_FLAGS=-Wall -Wextra -Werror " HOLDFAST_SANITIZE_FLAGS});
+  ASSERT_EQ(configured.status, 0) << configured.out << configured.err;
+  const Said built = run_program({HOLDFAST_CMAKE, "--build", build});
+  ASSERT_EQ(built.status, 0) << built.out << built.err;
+  // Without an agent it says so; with the wrong words it says how it is used.
+  const Said alone =
+      run_program({build + "/adopt-driver", "vm0"}, {{"HOLDFAST_SOCKET", folder_.file("nobody")}});
+  EXPECT_NE(alone.status, 0);
+  EXPECT_THAT(alone.err, HasSubstr("connect to holdfastd"));
+  EXPECT_EQ(run_program({build + "/adopt-driver"}).status, 2);
+  const std::string source = text(HOLDFAST_EXAMPLES_DIR "/adopt-driver/adopt-driver.c");
+  EXPECT_LE(std::count(source.begin(), source.end(), '\n'), 400);
 }
 
 TEST_F(Prefix, AStagedInstallSpeaksOfWhereItWillBe) {
