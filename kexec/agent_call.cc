@@ -53,6 +53,12 @@ Result<protocol::ControlClient> need_agent(const Context& context, std::string_v
   HOLDFAST_TRY_ASSIGN(const std::string socket, context.socket_path());
   std::string cause = fmt::format("does not listen at {}; nothing was changed", socket);
   std::string remedy = "systemctl start holdfastd (or name its socket with --socket)";
+  if (!agent && !context.named_arena().empty()) {
+    // An agent does not start on an arena that is damaged: that, not its absence, is the news.
+    const auto reader = arena::Reader::open(context.named_arena());
+    if (!reader && reader.error().exit == Exit::kVerification)
+      return pass(Error(reader.error()), std::string(wanted));
+  }
   if (agent) {
     HOLDFAST_TRY_ASSIGN(const std::string other, other_arena(context, *agent));
     if (other.empty()) return std::move(*agent);

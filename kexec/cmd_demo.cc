@@ -158,6 +158,18 @@ std::string first_lines(const std::string& text) {
   return text.substr(0, end) + (rest > 0 ? fmt::format("… {} more lines\n", rest) : std::string());
 }
 
+Result<void> show_unmounted(const std::string& arena) {
+  HOLDFAST_TRY_ASSIGN(const auto reader, arena::Reader::open(arena));
+  HOLDFAST_TRY(show_tree(reader));
+  HOLDFAST_TRY_ASSIGN(const auto view, reader.current());
+  const ContainerRecord* record = view.manifest().find(demo::kContainerName);
+  if (record == nullptr) return fail("demo", "its container is not in the frozen generation");
+  HOLDFAST_TRY_ASSIGN(const auto mappings, view.mappings(record->container.id));
+  Context::print(fmt::format("\ncurrent/containers/{}/mappings:\n", demo::kContainerName));
+  print_mappings(view.manifest(), mappings, kLinesShown);
+  return {};
+}
+
 // The operator's look at the frozen arena: through a mount, or without /dev/fuse through the same
 // tree printed.
 Result<void> show_arena(const Workplace& workplace, const std::string& arena) {
@@ -167,13 +179,14 @@ Result<void> show_arena(const Workplace& workplace, const std::string& arena) {
   mount.directory = folder;
   mount.read_only = true;
   mount.agent_socket = workplace.at("no-agent.sock");
-  if (::access("/dev/fuse", R_OK | W_OK) != 0) {
-    Context::print("\n/dev/fuse cannot be used here, so the arena is shown without a mount:\n");
-    HOLDFAST_TRY_ASSIGN(const auto reader, arena::Reader::open(arena));
-    HOLDFAST_TRY(show_tree(reader));
-    return {};
+  const auto usable = ::access("/dev/fuse", R_OK | W_OK) == 0 ? fs::run_mount(mount)
+                                                              : fail("/dev/fuse", "is not here");
+  if (!usable) {
+    Context::print(fmt::format(
+        "\n/dev/fuse cannot be used here ({}), so the arena is shown without a mount:\n",
+        usable.error().headline()));
+    return show_unmounted(arena);
   }
-  HOLDFAST_TRY(fs::run_mount(mount));
   const Mounted mounted(folder);
   Context::print("\nthe frozen arena, mounted:\n");
   print_tree(folder, 0);

@@ -106,14 +106,17 @@ Result<Exit> show_tree(const arena::Reader& reader) {
   return Exit::kDone;
 }
 
-void print_mappings(const Manifest& manifest, const arena::MappingTable& mappings) {
+void print_mappings(const Manifest& manifest, const arena::MappingTable& mappings, uint64_t most) {
   const fs::MapsFormat format(manifest);
   std::string line(format.width(), '\0');
+  uint64_t left = most;
   mappings.for_each(0, mappings.size(), [&](const Mapping& mapping) {
     format.render(mapping, line.data());
     Context::print(line);
-    return true;
+    return --left > 0;
   });
+  if (mappings.size() > most)
+    Context::print(fmt::format("… {} more lines\n", mappings.size() - most));
 }
 
 }  // namespace holdfast::command

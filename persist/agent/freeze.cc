@@ -87,10 +87,10 @@ Result<void> Server::Impl::FreezeRun::complete() const {
   for (const auto& item : items) {
     if (item.entry->incomplete.empty()) continue;
     auto error =
-        refuse(
-            Exit::kRefused, "HF-FREEZE-INCOMPLETE", "container " + item.entry->name,
-            fmt::format("the record of {} may miss something", describe(item.entry->owner)),
-            fmt::format("its owner calls hf_resync(), or: holdfast release {}", item.entry->name))
+        refuse(Exit::kRefused, "HF-FREEZE-INCOMPLETE", "container " + item.entry->name,
+               fmt::format("the record of {} may miss something", describe(item.entry->owner)),
+               fmt::format("its owner calls hf_resync(), or end it and then: holdfast release {}",
+                           item.entry->name))
             .error();
     error.details = item.entry->incomplete;
     return std::unexpected(std::move(error));
@@ -159,7 +159,9 @@ Result<void> Server::Impl::FreezeRun::close_barrier() {
   agent.refresh_barriers();
   const auto busy = [&]() -> const Peer* {
     for (const auto& [id, peer] : agent.peers)
-      if (peer->ring && !peer->closed && peer->ring->in_flight() != 0) return peer.get();
+      if (peer->ring && !peer->closed && peer->ring->in_flight() != 0 &&
+          !agent.registry.containers_of(id).empty())
+        return peer.get();
     return nullptr;
   };
   if (!wait(Clock::now() + std::chrono::milliseconds(asked.barrier_timeout_ms),

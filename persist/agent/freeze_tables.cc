@@ -149,7 +149,7 @@ Result<void> Server::Impl::FreezeRun::compare(Item& item,
   std::vector<Domain> before = std::move(item.domains);
   item.domains.clear();
   const std::string remedy =
-      "its owner calls hf_resync(), or: holdfast release " + item.entry->name;
+      "its owner calls hf_resync(), or end it and then: holdfast release " + item.entry->name;
   if (roots.empty())
     return refuse(Exit::kVerification, "HF-TABLE-DIFFERS", "container " + item.entry->name,
                   "lost its page tables during the freeze", remedy);

@@ -117,7 +117,10 @@ void Server::Impl::add_builtin_verbs(Server& server) {
     HOLDFAST_TRY_ASSIGN(const uint64_t timeout,
                         number_argument(body, "timeout_ms", options.quiesce_timeout_ms));
     asked.quiesce_timeout_ms = static_cast<uint32_t>(std::min<uint64_t>(timeout, 3'600'000));
-    asked.barrier_timeout_ms = options.barrier_timeout_ms;
+    // Who asked for less than the agent's own patience is not kept waiting longer.
+    asked.barrier_timeout_ms = static_cast<uint32_t>(
+        has(body, "timeout_ms") ? std::min<uint64_t>(timeout, options.barrier_timeout_ms)
+                                : options.barrier_timeout_ms);
     asked.volatile_memory = flag_argument(body, "volatile_memory");
     HOLDFAST_TRY_ASSIGN(const FreezeReport report, freeze(asked));
     return reply(report.json());

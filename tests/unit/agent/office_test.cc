@@ -209,6 +209,10 @@ TEST_F(Office, ACallUnderWayHoldsTheFreezeUp) {
   const auto refused = freeze();
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, "HF-FREEZE-BARRIER");
+  // Whoever asks for less time is not kept waiting longer.
+  const auto sooner = freeze("adopt", 20);
+  ASSERT_FALSE(sooner);
+  EXPECT_THAT(sooner.error().message(), HasSubstr("after 20 ms"));
   hf_end(vm->container);
   EXPECT_TRUE(freeze());
 }

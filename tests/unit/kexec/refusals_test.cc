@@ -191,6 +191,15 @@ TEST_F(Refusals, LeaveADamagedArenaToTheByteAsItWas) {
   EXPECT_EQ(on_arena({"verify"}).status, 0);
 }
 
+TEST_F(Refusals, OfARestoreNameTheDamageNotTheAgentThatItKeepsAway) {
+  frozen();
+  const std::string damaged = flip("root");
+  const Said said = on_arena({"restore"});
+  EXPECT_EQ(said.status, 3);
+  EXPECT_THAT(said.err, HasSubstr("HF-ARENA-DAMAGED"));
+  EXPECT_TRUE(bytes() == damaged);
+}
+
 TEST_F(Refusals, WhereThereIsNoArenaSaySo) {
   const std::string foreign(1 << 20, 'x');
   ASSERT_TRUE(write_file(arena(), foreign));
