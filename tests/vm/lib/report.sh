@@ -2,8 +2,8 @@
 # shellcheck disable=SC2154,SC2034 # variables of `run` and for it
 # From serial logs to verdicts. Sourced by `run`.
 
-list_scenarios() { sed -n 's/^\([a-z][^ ]*\) .*/\1/p' "$VM_LIST"; }
-chain_of() { awk -v name="$1" '$1 == name { print $2 }' "$VM_LIST"; }
+list_scenarios() { sed -n 's/^\([a-z][^ ]*\) .*/\1/p' "${VM_LISTS[@]}"; }
+chain_of() { awk -v name="$1" '$1 == name { print $2 }' "${VM_LISTS[@]}"; }
 
 # seconds_between LOG FROM TO: host time between the first line with FROM and the last with TO.
 seconds_between() {
@@ -33,7 +33,7 @@ report() {
       reason="the machine ended badly: $(tail -n 1 "$log" | cut -d' ' -f2-); see $log"
     else
       verdict=PASS
-      reason=$(awk -v name="$name" '$1 == name' "$VM_LIST" | tr -s ' ' | cut -d' ' -f3-)
+      reason=$(awk -v name="$name" '$1 == name' "${VM_LISTS[@]}" | tr -s ' ' | cut -d' ' -f3-)
     fi
     [ $verdict = PASS ] || bad=1
     echo "$verdict $name $seconds $reason"
