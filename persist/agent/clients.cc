@@ -43,7 +43,7 @@ Result<void> Server::Impl::may_change(std::string_view what) const {
   if (!freezing && !sealed()) return {};
   auto error = refuse(Exit::kRefused, "HF-FROZEN", what,
                       freezing ? "a freeze is under way"
-                               : fmt::format("the arena is {}", state_name(writer.header().state)),
+                               : fmt::format("the arena is {}", state_name(writer.state())),
                       "holdfast thaw")
                    .error();
   error.sys_errno = EBUSY;

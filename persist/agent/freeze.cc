@@ -280,7 +280,7 @@ void Server::Impl::FreezeRun::take_back(const Error& why) {
 Result<FreezeReport> Server::Impl::freeze(const FreezeOptions& asked) {
   if (sealed())
     return refuse(Exit::kRefused, "HF-FROZEN", "arena",
-                  fmt::format("is {} already", state_name(writer.header().state)),
+                  fmt::format("is {} already", state_name(writer.state())),
                   "holdfast thaw, or holdfast discard");
   FreezeRun run(*this, asked);
   run.number = next_freeze++;

@@ -182,7 +182,7 @@ Result<ContainerEntry*> Server::Impl::takeable(const Identity& who, std::string_
     return refuse(Exit::kRefused, "HF-TAKE-PENDING", object,
                   "was handed out and the taker has not confirmed yet",
                   "wait, or end the taker: the agent then takes it back");
-  const ArenaState state = writer.header().state;
+  const ArenaState state = writer.state();
   if (state == ArenaState::kFrozen || state == ArenaState::kBroken || freezing)
     return refuse(Exit::kRefused, "HF-FROZEN", object, "the arena is frozen", "holdfast thaw");
   if (!custody.holds(name))
@@ -200,14 +200,14 @@ Result<void> Server::Impl::release(const std::string& name) {
   if (registry.container(name) == nullptr) registry.learn(writer.live());
   ContainerEntry* entry = registry.container(name);
   const bool frozen =
-      writer.header().state == ArenaState::kFrozen || writer.header().state == ArenaState::kBroken;
+      writer.state() == ArenaState::kFrozen || writer.state() == ArenaState::kBroken;
   if (entry == nullptr && !frozen) return give_up_unknown(port, name);
   if (entry == nullptr) return fail("container " + name, "is not known", "holdfast show");
   if (entry->client != 0)
     return refuse(Exit::kRefused, "HF-TAKE-OWNED", "container " + name,
                   fmt::format("its owner {} is alive", describe(entry->owner)), "end it first");
   const std::vector<Device> devices = devices_of(writer.live(), name);
-  switch (writer.header().state) {
+  switch (writer.state()) {
     case ArenaState::kFrozen:
     case ArenaState::kBroken:
       return refuse(Exit::kRefused, "HF-FROZEN", "container " + name, "the arena is frozen",

@@ -39,7 +39,7 @@ std::string text_of(const ring::Record& record) {
 }  // namespace
 
 bool Server::Impl::sealed() const {
-  switch (writer.header().state) {
+  switch (writer.state()) {
     case ArenaState::kFrozen:
     case ArenaState::kRestoring:
     case ArenaState::kRefused:
@@ -206,7 +206,7 @@ void Server::Impl::late_record(Peer& peer, const ring::Record& record) {
   const std::string why =
       fmt::format("{} {} in container {} after the freeze", describe(peer.who.owner),
                   text_of(record), entry == nullptr ? "?" : entry->name);
-  if (writer.header().state == ArenaState::kFrozen) {
+  if (writer.state() == ArenaState::kFrozen) {
     if (auto broken = writer.mark_broken(why); !broken) remember(broken.error());
     remember(refuse(Exit::kRefused, "HF-BROKEN", "arena", why,
                     "holdfast thaw, then freeze again; do not kexec")

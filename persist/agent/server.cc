@@ -220,7 +220,7 @@ void Server::Impl::greet(Peer& peer, const protocol::Hello& hello) {
   peer.role = hello.role;
   protocol::Welcome welcome;
   welcome.version = *version;
-  welcome.state = static_cast<uint16_t>(writer.header().state);
+  welcome.state = static_cast<uint16_t>(writer.state());
   welcome.session = session;
   welcome.program = "holdfastd " HOLDFAST_VERSION;
   std::vector<BorrowedFd> descriptors;
@@ -253,7 +253,7 @@ void Server::Impl::on_control(Peer& peer, protocol::Received received) {
     return violation(peer, refuse(Exit::kFailed, "HF-PROTOCOL", "message",
                                   "a control peer may send CONTROL only")
                                .error());
-  const ArenaState before = writer.header().state;
+  const ArenaState before = writer.state();
   auto outcome = [&]() -> Result<Reply> {
     Request request;
     HOLDFAST_TRY_ASSIGN(request.parcel, protocol::open_parcel(std::move(*control),
@@ -282,7 +282,7 @@ void Server::Impl::on_control(Peer& peer, protocol::Received received) {
     return verb->second.handler(request);
   }();
   // Every verb may have changed the arena's state.
-  if (before != ArenaState::kRestored && writer.header().state == ArenaState::kRestored)
+  if (before != ArenaState::kRestored && writer.state() == ArenaState::kRestored)
     settle_restored();
   refresh_barriers();
   if (!outcome) {

@@ -30,7 +30,7 @@ Result<void> Server::Impl::thaw() {
 }
 
 Result<Json> Server::Impl::recheck() {
-  const ArenaState state = writer.header().state;
+  const ArenaState state = writer.state();
   if (state != ArenaState::kFrozen)
     return refuse(Exit::kRefused, "HF-NOT-FROZEN", "arena",
                   fmt::format("is {}, not frozen", state_name(state)), "holdfast freeze");
@@ -67,7 +67,7 @@ Result<Json> Server::Impl::recheck() {
           Json{{"name", entry.name}, {"leaves_compared", comparison.leaves}});
     }
   }
-  if (writer.header().state == ArenaState::kBroken)
+  if (writer.state() == ArenaState::kBroken)
     return refuse(Exit::kRefused, "HF-BROKEN", "arena", writer.header().broken_reason,
                   "do not kexec; holdfast thaw, then freeze again");
   return out;

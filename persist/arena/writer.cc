@@ -257,6 +257,10 @@ Manifest Writer::Impl::describe_live() const {
   return out;
 }
 
+ArenaState Writer::state() const {
+  return impl_->journal_damage.empty() ? impl_->root.state : ArenaState::kBroken;
+}
+
 Header Writer::header() const {
   const Impl& w = *impl_;
   if (w.free_stale) impl_->rebuild_free_map();

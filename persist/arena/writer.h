@@ -86,6 +86,8 @@ class Writer {
   ~Writer();
 
   [[nodiscard]] Header header() const;
+  /// header().state alone: no system call, no memory; asked for every record.
+  [[nodiscard]] ArenaState state() const;
   [[nodiscard]] Manifest live() const;  ///< what a generation committed now would say
 
   // -- recording: buffered until commit() -------------------------------------------------------
