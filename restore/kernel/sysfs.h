@@ -37,9 +37,10 @@ class Sysfs {
   /// BDFs of every PCI function, sorted.
   [[nodiscard]] std::vector<std::string> device_addresses() const;
 
-  /// What configuration space says against this device's tables outliving a kernel: "has ATS", "has
-  /// PASID", "sits below a hotplug bridge 0000:00:1c.0". Capabilities beyond byte 64 are shown to
-  /// root only; without them nothing is said of them.
+  /// What configuration space and its group say against this device's tables outliving a kernel:
+  /// "has ATS", "has PASID", "sits below hotplug bridge 0000:00:1c.0", "shares its group with
+  /// 0000:00:12.1, which e1000e has". Capabilities beyond byte 64 are shown to root only; without
+  /// them nothing is said of them.
   [[nodiscard]] std::vector<std::string> preserve_obstacles(const std::string& bdf) const;
 
   /// The memory that `path` names now. A devdax node is checked against sysfs's own idea of its

@@ -1,4 +1,5 @@
-// PCI configuration space, as sysfs shows it, read for what the kernel would refuse at opt-in.
+// PCI configuration space and groups, as sysfs shows them, read for what the kernel would refuse at
+// opt-in.
 // Offsets: PCI Local Bus 3.0, 6.7; PCI Express Base 5.0, 7.5.3 (slot capabilities), 7.9 (extended
 // capabilities: 0x0f ATS, 0x1b PASID).
 
@@ -65,6 +66,17 @@ Config config_of(const std::string& folder) {
   return Config(read_file(folder + "/config", kConfigLimit).value_or(std::string()));
 }
 
+// A group belongs to user space as a whole: every member's driver must be one that does no DMA of
+// its own, or leaves that to user space.
+bool leaves_dma_to_others(const std::string& driver) {
+  return driver.empty() || driver == "vfio-pci" || driver == "pci-stub" || driver == "pcieport";
+}
+
+std::string driver_of(const std::filesystem::path& device) {
+  std::error_code problem;
+  return std::filesystem::read_symlink(device / "driver", problem).filename().string();
+}
+
 }  // namespace
 
 std::vector<std::string> Sysfs::preserve_obstacles(const std::string& bdf) const {
@@ -80,6 +92,16 @@ std::vector<std::string> Sysfs::preserve_obstacles(const std::string& bdf) const
        !problem && is_bdf(above.filename().string()); above = above.parent_path())
     if (config_of(above.string()).hotplug_bridge())
       out.push_back("sits below hotplug bridge " + above.filename().string());
+  std::vector<std::string> members;
+  for (std::filesystem::directory_iterator at(folder + "/iommu_group/devices", problem), end;
+       !problem && at != end; at.increment(problem))
+    members.push_back(at->path().filename().string());
+  std::sort(members.begin(), members.end());
+  for (const auto& member : members) {
+    const std::string driver = driver_of(fmt::format("{}/iommu_group/devices/{}", folder, member));
+    if (member != bdf && !leaves_dma_to_others(driver))
+      out.push_back(fmt::format("shares its group with {}, which {} has", member, driver));
+  }
   return out;
 }
 

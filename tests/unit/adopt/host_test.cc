@@ -179,5 +179,22 @@ TEST_F(Functions, ThatAreVirtualSaySo) {
   EXPECT_THAT(doctor("preserve-devices").found, HasSubstr("is an SR-IOV VF"));
 }
 
+TEST_F(Functions, WhoseGroupANativeDriverIsInNameBoth) {
+  add(config(0x0003));
+  const std::string sys = scratch_.file("sys"), group = sys + "/kernel/iommu_groups/7/devices";
+  const std::string function = sys + "/devices/pci0000:00/0000:00:1c.0/0000:01:00.0";
+  const std::string other = sys + "/devices/pci0000:00/0000:00:1c.0/0000:01:00.1";
+  std::filesystem::create_directories(group);
+  std::filesystem::create_directories(other);
+  std::filesystem::create_symlink(sys + "/bus/pci/drivers/e1000e", other + "/driver");
+  std::filesystem::create_symlink(function, group + "/0000:01:00.0");
+  std::filesystem::create_symlink(other, group + "/0000:01:00.1");
+  std::filesystem::create_symlink(sys + "/kernel/iommu_groups/7", function + "/iommu_group");
+  EXPECT_THAT(doctor("preserve-devices").found,
+              HasSubstr("0000:01:00.0 shares its group with 0000:01:00.1, which e1000e has"));
+  std::filesystem::remove(other + "/driver");
+  EXPECT_EQ(doctor("preserve-devices").status, Status::kOk);
+}
+
 }  // namespace
 }  // namespace holdfast::command
