@@ -282,8 +282,7 @@ void Server::Impl::on_control(Peer& peer, protocol::Received received) {
     return verb->second.handler(request);
   }();
   // Every verb may have changed the arena's state.
-  if (before != ArenaState::kRestored && writer.state() == ArenaState::kRestored)
-    settle_restored();
+  if (before != ArenaState::kRestored && writer.state() == ArenaState::kRestored) settle_restored();
   refresh_barriers();
   if (!outcome) {
     if (!is_everyday(outcome.error())) remember(outcome.error(), peer.who.owner.uid);
