@@ -3,7 +3,7 @@
 # What does not change from run to run: the distribution's kernel, its modules and the tools of the
 # guest, kept outside the tree under a hash of everything that went in. Sourced by `run`.
 
-HOLDFAST_CACHE=${HOLDFAST_CACHE:-$HOME/.cache/holdfast}
+HOLDFAST_CACHE=${HOLDFAST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/holdfast}
 
 # The stock kernel: Debian's own build, the smaller of its two flavours by default (it boots twice
 # as fast under emulation). HOLDFAST_VM_FLAVOUR=amd64 takes the general one.
