@@ -1,8 +1,11 @@
 # shellcheck shell=dash
 # Two NICs, both opted in: vm.together=yes in one container, else in one each. Of the latter the first
-# may have been damaged on the way (vm.reason).
+# may have been damaged on the way (vm.reason), or the second one taken out (vm.removed=yes).
+#
+#   vm.second=BDF  where the second one is, if not at 00:12.0
 
-SECOND=0000:00:12.0
+SECOND=$(parameter vm.second)
+SECOND=${SECOND:-0000:00:12.0}
 
 step1() {
   scenario "$(parameter vm.scenario)"
@@ -28,6 +31,10 @@ last_words() {
 step2() {
   scenario "$(parameter vm.scenario)"
   cat /sys/kernel/iommu_preserve/domains
+  if [ "$(parameter vm.removed)" = yes ]; then
+    one_is_gone
+    return
+  fi
   for nic in $NIC $SECOND; do try "$nic is bound again" bind "$nic"; done
   reason=$(parameter vm.reason)
   if [ "$(parameter vm.together)" = yes ]; then
@@ -48,5 +55,26 @@ step2() {
   kernel_is_calm
   sleep 1
   echo
+  done_with "$SCENARIO"
+}
+
+# one_is_gone: the other one is adopted; what is left of the one that is gone can be seen, and ended.
+one_is_gone() {
+  try "the second NIC is gone" [ ! -e "/sys/bus/pci/devices/$SECOND" ]
+  try "its domain is there all the same" grep "^device $SECOND root=" /sys/kernel/iommu_preserve/domains
+  root=$(sed -n "s/^device $SECOND root=\([^ ]*\) .*/\1/p" /sys/kernel/iommu_preserve/domains)
+  try "held, by nobody" grep "^domain root=$root .*state=held,inherited,parked" /sys/kernel/iommu_preserve/domains
+  try "the first NIC is bound again" bind "$NIC"
+  expect 0 "it is adopted" raw_adopt adopt "$NIC" /dev/dax0.0
+  show_out
+  before=$(cat /sys/kernel/iommu_preserve/pool_used)
+  expect 0 "what is left of the second one is released" sh -c "echo $root >/sys/kernel/iommu_preserve/release"
+  expect 1 "once" sh -c "echo $root >/sys/kernel/iommu_preserve/release"
+  after=$(cat /sys/kernel/iommu_preserve/pool_used)
+  say "the pool held $before bytes, now $after"
+  # The header, a root table, context tables of two buses and what this kernel's own devices have.
+  if [ "$after" -gt 24576 ]; then fail "the pool is not empty again: $after bytes"; fi
+  [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
+  kernel_is_calm
   done_with "$SCENARIO"
 }

@@ -24,30 +24,38 @@ print(*(one.getsockname()[1] for one in held))' "$1"
 }
 
 # adopt_machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine under the eyes of an oracle for each NIC
-# (ORACLES, default 1), sending RATE frames a second, the first one flipping a bit of DAMAGE. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
+# (ORACLES, default 1), sending RATE frames a second, one (DAMAGED, default 0) flipping a bit of DAMAGE. UNPLUG: a
+# root port whose slot loses power between the kernels. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
 # afterwards, and in the log.
 adopt_machine() {
-  local ram=$VM_DIR/$CHAIN.ram ports status=0 oracles=() nets=() n=0 damage=${DAMAGE:-none}
+  local ram=$VM_DIR/$CHAIN.ram ports status=0 oracles=() nets=() n=0 damage
   [ -w /dev/shm ] && ram=$(mktemp /dev/shm/holdfast-vm.XXXXXX)
   # shellcheck disable=SC2064 # the name as it is now
-  trap "rm -f '$ram'" EXIT
+  trap "rm -f '$ram' '$ram.qmp'" EXIT
   truncate -s "$MACHINE_RAM" "$ram"
   read -r -a ports < <(free_ports $((2 * ${ORACLES:-1})))
   while [ $n -lt "${ORACLES:-1}" ]; do
+    damage=none
+    if [ $n = "${DAMAGED:-0}" ]; then damage=${DAMAGE:-none}; fi
     "$here/lib/adopt_oracle" --ram "$ram" --to "${ports[2 * n]}" --from "${ports[2 * n + 1]}" \
       --out "$VM_DIR/$CHAIN.oracle.$n" --rate "${RATE:-1200}" --id $n \
       --pool 0x54000000 --damage "$damage" 2>"$VM_DIR/$CHAIN.oracle.err" &
     oracles+=($!)
-    damage=none
     nets+=(-netdev "socket,id=net$n,udp=127.0.0.1:${ports[2 * n + 1]},localaddr=127.0.0.1:${ports[2 * n]}")
     n=$((n + 1))
   done
+  if [ -n "${UNPLUG:-}" ]; then
+    "$here/lib/adopt_unplug" --ram "$ram" --pool 0x54000000 --qmp "$ram.qmp" --port "$UNPLUG" \
+      --out "$VM_DIR/$CHAIN.unplug" 2>>"$VM_DIR/$CHAIN.oracle.err" &
+    oracles+=($!)
+    nets+=(-qmp "unix:$ram.qmp,server=on,wait=off")
+  fi
   machine "$1" "$2 $POOL vm.scenario=$CHAIN" -no-reboot -machine memory-backend=ram \
     -object "memory-backend-file,id=ram,size=$MACHINE_RAM,mem-path=$ram,share=on" \
     "${nets[@]}" "${VTD_TRACES[@]}" "${@:3}" || status=1
   kill "${oracles[@]}" 2>/dev/null
   wait "${oracles[@]}" || status=1
-  rm -f "$ram"
+  rm -f "$ram" "$ram.qmp"
   for ((n = 0; n < ${ORACLES:-1}; n++)); do
     sed "s/^/oracle $n: /" "$VM_DIR/$CHAIN.oracle.$n" | stamp >>"$CHAIN_LOG"
   done
@@ -77,6 +85,7 @@ saw() {
   local value
   case $1 in
     faults) value=$(grep -c "vtd_dmar_fault sid ${HELD_SID:-0x80} " "$CHAIN_LOG" || true) ;;
+    unplugged) value=$(sed -n "s/^$1 //p" "$VM_DIR/$CHAIN.unplug") ;;
     invalidations) value=$(aimed_invalidations) ;;
     *) value=$(sed -n "s/^$1 //p" "$VM_DIR/$CHAIN.oracle.${4:-0}") ;;
   esac
@@ -170,10 +179,12 @@ chain_live() {
   RATE=1000 adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on
 }
 
-pair_chain() {
+pair_chain() { # PARAMETERS [QEMU ARGUMENT...]: by default the second NIC is 00:12.0
   ORACLES=2
+  local second=("${@:2}")
+  [ $# -gt 1 ] || second=(-device "e1000e,netdev=net1,addr=12.0")
   SCRIPT=pair adopt_machine 240 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS $1" "${NIC_DEVICE[@]}" \
-    -device "e1000e,netdev=net1,addr=12.0"
+    "${second[@]}"
 }
 second_went_on() {
   HELD_SID=0x90
@@ -189,6 +200,15 @@ chain_adopt_two_containers() { pair_chain "" && first_went_on && second_went_on;
 chain_adopt_the_undamaged() {
   DAMAGE=table
   pair_chain vm.reason=table && saw damaged -eq 1 && saw strays -eq 0 && second_went_on
+}
+
+# The second one, behind a port, is taken out between the kernels.
+chain_control_removed() {
+  UNPLUG=11.0
+  pair_chain "vm.second=0000:01:00.0 vm.removed=yes" \
+    -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off" \
+    -device "e1000e,bus=slot1,netdev=net1" && first_went_on && saw wrong -eq 0 1 &&
+    saw strays -eq 0 1 && saw registered -eq 0 1 && saw unplugged -eq 1
 }
 
 # What must not go on, each in its own way.
@@ -241,4 +261,30 @@ chain_control_old_call() { unarmed old-call; }
 chain_control_stock_image() { unarmed stock; }
 chain_control_loaded_again() {
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.image=again vm.last=quiet" "${NIC_DEVICE[@]}" && stopped
+}
+
+# Devices that cannot be preserved, next to one that can.
+chain_refused() {
+  VM_IOMMU=intel-iommu,intremap=on,caching-mode=on,device-iotlb=on
+  adopt_machine 150 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" \
+    -device "pcie-root-port,id=slot1,chassis=1,addr=11.0" -device "e1000e,bus=slot1" \
+    -device "pcie-root-port,id=slot2,chassis=2,addr=13.0,hotplug=off" \
+    -device "virtio-net-pci,bus=slot2,disable-legacy=on,iommu_platform=on,ats=on" \
+    -device "edu,addr=12.0,multifunction=on" -device "virtio-net-pci,addr=12.1" \
+    -device "nvme-subsys,id=controllers" \
+    -device "nvme,addr=14.0,serial=1,subsys=controllers,sriov_max_vfs=1,sriov_vq_flexible=2,sriov_vi_flexible=1" &&
+    first_went_on
+}
+
+chain_refused_scalable() {
+  VM_IOMMU=intel-iommu,intremap=on,caching-mode=on,x-scalable-mode=on
+  SCRIPT=refused adopt_machine 100 "$REGION_MEMMAP $ROOT_BUS intel_iommu=sm_on vm.scalable=yes" \
+    "${NIC_DEVICE[@]}" && saw arrived -eq 0
+}
+
+# A pool that is used up. The region is this side of it.
+chain_control_exhausted() {
+  POOL=iommu_preserve=2M@1344M
+  SCRIPT=exhausted adopt_machine 100 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" \
+    -device "e1000e,addr=12.0" && first_went_on
 }

@@ -57,6 +57,8 @@ build_image() {
   guest_program raw_dma raw_dma.c edu.c vfio.c
   guest_program raw_loop raw_loop.c e1000e.c vfio.c
   guest_program raw_adopt raw_adopt.c adopt.c vfio.c
+  guest_program raw_refused raw_refused.c adopt.c vfio.c
+  guest_program raw_pool raw_pool.c adopt.c vfio.c
   guest_program raw_pair raw_pair.c adopt.c vfio.c
   if [ "${1:-}" = with-holdfast ]; then
     install_holdfast
