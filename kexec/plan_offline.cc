@@ -59,6 +59,7 @@ Result<Json> plan_offline(const Context& context, const PlanRequest& request) {
   if (!prepared) return std::unexpected(std::move(prepared).error());
   Json plan = restore::to_json(prepared->plan);
   plan["token"] = std::move(token);
+  plan["verification"] = restore::verification_json(*prepared);
   return plan;
 }
 

@@ -81,6 +81,9 @@ std::string plan_text(const Json& plan) {
 std::string restore_report_text(const Json& report) {
   std::string out = fmt::format("restore of generation {}: {}\n", field_text(report, "generation"),
                                 truth(report, "finished") ? "finished" : "not finished");
+  if (const auto looked = report.find("verification"); looked != report.end())
+    out += fmt::format("  verified: checksums in {}, the live state in {}\n",
+                       milliseconds(*looked, "checksums_ns"), milliseconds(*looked, "inspect_ns"));
   for (const auto& container : list(report, "containers")) {
     const bool done = truth(container, "done");
     out += fmt::format("  {} {}: {}{}\n", done ? "done" : "FAILED", field_text(container, "name"),

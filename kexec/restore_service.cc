@@ -201,6 +201,7 @@ Result<agent::Reply> RestoreService::plan(agent::Request& request) {
   agent::Reply reply;
   reply.body = restore::to_json(prepared->plan);
   reply.body["token"] = token;
+  reply.body["verification"] = restore::verification_json(*prepared);
   return reply;
 }
 
@@ -241,6 +242,7 @@ Result<agent::Reply> RestoreService::restore(agent::Request& request) {
                       restore::execute(prepared->plan, server_.port(), custody, log, options));
   agent::Reply reply;
   reply.body = restore::to_json(report);
+  reply.body["verification"] = restore::verification_json(*prepared);
   if (report.error) server_.remember(*report.error);
   return reply;
 }

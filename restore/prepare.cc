@@ -1,6 +1,8 @@
 #include "restore/prepare.h"
 
 #include <algorithm>
+#include <chrono>
+#include <utility>
 
 namespace holdfast::restore {
 namespace {
@@ -8,6 +10,20 @@ namespace {
 bool contains(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
+
+/// Nanoseconds from one call to the next.
+class Lap {
+ public:
+  uint64_t operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    return static_cast<uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(now - std::exchange(last_, now))
+            .count());
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
 
 Result<arena::GenerationView> generation_to_restore(const arena::Reader& reader) {
   const uint64_t frozen = reader.header().frozen;
@@ -31,9 +47,11 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
   Prepared out(*std::move(view));
   out.turn = turn;
   const Manifest& manifest = out.view.manifest();
+  Lap lap;
   if (request.checksums)
     if (auto sound = reader.verify(manifest.number); !sound)
       return pass(std::move(sound).error(), "restore refused");
+  out.checksums_ns = lap();
   if (request.check_token) {
     HOLDFAST_TRY_ASSIGN(out.log, reader.restore_log());
     if (out.log.generation != manifest.number) out.log = {};
@@ -50,7 +68,9 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
   options.only = request.only;
   options.memlock_limit = request.memlock_limit;
   options.skip = settled;
+  lap();
   HOLDFAST_TRY_ASSIGN(out.findings, inspect(out.view, port, capabilities, options));
+  out.inspect_ns = lap();
   out.plan = make_plan({.manifest = manifest,
                         .capabilities = capabilities,
                         .findings = out.findings,
@@ -61,6 +81,10 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
   for (const auto& name : settled)
     if (contains(logged, name)) out.settled.push_back(name);
   return out;
+}
+
+Json verification_json(const Prepared& prepared) {
+  return {{"checksums_ns", prepared.checksums_ns}, {"inspect_ns", prepared.inspect_ns}};
 }
 
 }  // namespace holdfast::restore

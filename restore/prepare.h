@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "persist/arena/reader.h"
+#include "persist/model/json.h"
 #include "restore/kernel/port.h"
 #include "restore/plan.h"
 #include "restore/token.h"
@@ -40,7 +41,13 @@ struct Prepared {
   Findings findings;
   Plan plan;
   std::vector<std::string> settled;  ///< for ExecuteOptions::settled
+  // What it took, in nanoseconds.
+  uint64_t checksums_ns = 0;  ///< every object of the generation against its checksum
+  uint64_t inspect_ns = 0;    ///< devices, memory and live page tables against the record
 };
+
+/// {"checksums_ns", "inspect_ns"}: as `verification` in the documents of plan and restore.
+[[nodiscard]] Json verification_json(const Prepared& prepared);
 
 /// Refusals of token and checksums come back as errors (exit 5, exit 3); differences of devices,
 /// memory, tables, limits and policy stand in plan.refusal().

@@ -82,7 +82,10 @@ TEST_F(ThroughTheAgent, PlanSaysWhatThisBootWouldBeToldAndChangesNothing) {
   EXPECT_EQ(planned.status, 0) << planned.err;
   EXPECT_THAT(planned.out,
               AllOf(HasSubstr("plan for generation"), HasSubstr("HF-TOKEN-SAME-BOOT")));
-  EXPECT_EQ(ask({"restore", "--dry-run", "--json"}).json()["schema"], "holdfast.plan");
+  const auto document = ask({"restore", "--dry-run", "--json"}).json();
+  EXPECT_EQ(document["schema"], "holdfast.plan");
+  EXPECT_GT(document["verification"]["checksums_ns"], 0);
+  EXPECT_GT(document["verification"]["inspect_ns"], 0);
   EXPECT_EQ(state(), "frozen\n");
 }
 

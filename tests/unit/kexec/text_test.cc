@@ -75,6 +75,7 @@ TEST(PlanText, AnnouncesRefusals) {
 TEST(RestoreText, TellsDoneFromFailed) {
   const Json report{{"generation", 7},
                     {"finished", false},
+                    {"verification", {{"checksums_ns", 1'250'000}, {"inspect_ns", 64'000'000}}},
                     {"containers", Json::array({{{"name", "vm0"},
                                                  {"strategy", "adopt"},
                                                  {"done", true},
@@ -85,8 +86,10 @@ TEST(RestoreText, TellsDoneFromFailed) {
                                                  {"done", false},
                                                  {"error", {{"message", "device is gone"}}}}})}};
   EXPECT_THAT(restore_report_text(report),
-              AllOf(HasSubstr("not finished"), HasSubstr("done vm0: adopt, 5 mappings, 2.5 ms"),
-                    HasSubstr("FAILED vm1"), HasSubstr("    device is gone")));
+              AllOf(HasSubstr("not finished"),
+                    HasSubstr("verified: checksums in 1.2 ms, the live state in 64.0 ms"),
+                    HasSubstr("done vm0: adopt, 5 mappings, 2.5 ms"), HasSubstr("FAILED vm1"),
+                    HasSubstr("    device is gone")));
 }
 
 // Documents come over a socket or out of a file: any shape must end in text, never in a crash.

@@ -2,7 +2,10 @@
 // the host fills (guest/adopt.h) and waits to be killed. What continues the ring in the next kernel
 // is examples/adopt-driver.
 //
-//   live_driver BDF DAX CONTAINER REGION [plain]     plain: does not opt in
+//   live_driver BDF DAX CONTAINER REGION [plain|scale]
+//
+//     plain: does not opt in; scale: fills the container up to 65 535 mappings, 1.2 GiB in 4 KiB
+//     pages, and says how long the kernel took to map them
 //
 // Obeys one line on standard input, "SERIAL map": maps and unmaps one page through the library.
 
@@ -15,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "adopt.h"
@@ -22,6 +26,11 @@
 
 #define EXTRA_IOVA 0x200000000ull
 #define EXTRA_OFFSET 0xe00000ull
+
+// With the ring, the buffers and what is read only: 65 535.
+#define SCALE_MAPPINGS (65535u - ADOPT_PAGES - 2)
+#define SCALE_SIZE 0x5000ull
+#define SCALE_IOVA 0x100000000ull
 
 static hf_connection* connection;
 static hf_container* container;
@@ -80,6 +89,18 @@ static void set_up(const struct vfio_device* vfio, char** argv, int plain, int d
   map_one(ADOPT_READ_ONLY_IOVA, ADOPT_READ_ONLY, 0x200000, HF_READ);
 }
 
+static void map_scale(void) {
+  struct timespec begin, end;
+  clock_gettime(CLOCK_MONOTONIC, &begin);
+  for (uint64_t i = 0; i < SCALE_MAPPINGS; i++)
+    map_one(SCALE_IOVA + i * SCALE_SIZE, i * 7 % 800 * SCALE_SIZE, SCALE_SIZE, HF_READ | HF_WRITE);
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  printf("scale: mappings %u bytes %llu map_ns %llu\n", SCALE_MAPPINGS,
+         (unsigned long long)(SCALE_MAPPINGS * SCALE_SIZE),
+         (unsigned long long)(end.tv_sec - begin.tv_sec) * 1000000000ull +
+             (unsigned long long)end.tv_nsec - (unsigned long long)begin.tv_nsec);
+}
+
 static void command_map(const char* serial) {
   hf_error error = {0};
   const hf_mapping mapping = {.iova = EXTRA_IOVA,
@@ -101,7 +122,7 @@ int main(int argc, char** argv) {
   int dax;
   errno = 0;
   setvbuf(stdout, NULL, _IOLBF, 0);
-  if (argc < 5) die("usage: live_driver BDF DAX CONTAINER REGION [plain]");
+  if (argc < 5) die("usage: live_driver BDF DAX CONTAINER REGION [plain|scale]");
   const int plain = argc > 5 && strcmp(argv[5], "plain") == 0;
   view = map_region(argv[2], ADOPT_REGION, &dax);
   struct mailbox* mailbox = (struct mailbox*)view;
@@ -114,6 +135,7 @@ int main(int argc, char** argv) {
   }
   vfio.device = adopt_device(&vfio);
   set_up(&vfio, argv, plain, dax);
+  if (argc > 5 && strcmp(argv[5], "scale") == 0) map_scale();
   adopt_ring_start(&vfio, view);
   __atomic_store_n(&mailbox->phase, ADOPT_RUNNING, __ATOMIC_SEQ_CST);
   if (adopt_wait_frames(view, 300)) die("no frames arrive");

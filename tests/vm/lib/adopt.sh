@@ -179,6 +179,18 @@ chain_live() {
   RATE=1000 adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on
 }
 
+# As many mappings as a container may have. The ring must last for all of it.
+chain_live_scale() {
+  RATE=400 SCRIPT=scale adopt_machine 500 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" &&
+    saw wrong -eq 0 && saw strays -eq 0 && saw faults -eq 0 && saw registered -eq 1 && saw finished -eq 1 &&
+    saw table-change = - && saw invalidations -eq 0
+}
+
+chain_live_scale_no_caching_mode() {
+  VM_IOMMU=intel-iommu,intremap=on
+  chain_live_scale
+}
+
 pair_chain() { # PARAMETERS [QEMU ARGUMENT...]: by default the second NIC is 00:12.0
   ORACLES=2
   local second=("${@:2}")
