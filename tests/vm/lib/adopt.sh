@@ -25,7 +25,7 @@ print(*(one.getsockname()[1] for one in held))' "$1"
 
 # adopt_machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine under the eyes of an oracle for each NIC
 # (ORACLES, default 1), sending RATE frames a second, one (DAMAGED, default 0) flipping a bit of DAMAGE. UNPLUG: a
-# root port whose slot loses power between the kernels. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
+# root port whose slot loses power between the kernels. UNIT: where a second IOMMU has its registers. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
 # afterwards, and in the log.
 adopt_machine() {
   local ram=$VM_DIR/$CHAIN.ram ports status=0 oracles=() nets=() n=0 damage
@@ -49,6 +49,10 @@ adopt_machine() {
       --out "$VM_DIR/$CHAIN.unplug" 2>>"$VM_DIR/$CHAIN.oracle.err" &
     oracles+=($!)
     nets+=(-qmp "unix:$ram.qmp,server=on,wait=off")
+  fi
+  if [ -n "${UNIT:-}" ]; then
+    "$VM_DIR/dmar_unit" "$ram" "$UNIT" 0x54000000 "$VM_DIR/$CHAIN.unit" 2>>"$VM_DIR/$CHAIN.oracle.err" &
+    oracles+=($!)
   fi
   machine "$1" "$2 $POOL vm.scenario=$CHAIN" -no-reboot -machine memory-backend=ram \
     -object "memory-backend-file,id=ram,size=$MACHINE_RAM,mem-path=$ram,share=on" \
@@ -85,6 +89,7 @@ saw() {
   local value
   case $1 in
     faults) value=$(grep -c "vtd_dmar_fault sid ${HELD_SID:-0x80} " "$CHAIN_LOG" || true) ;;
+    unit-*) value=$(sed -n "s/^${1#unit-} //p" "$VM_DIR/$CHAIN.unit") ;;
     unplugged) value=$(sed -n "s/^$1 //p" "$VM_DIR/$CHAIN.unplug") ;;
     invalidations) value=$(aimed_invalidations) ;;
     *) value=$(sed -n "s/^$1 //p" "$VM_DIR/$CHAIN.oracle.${4:-0}") ;;
@@ -299,4 +304,28 @@ chain_control_exhausted() {
   POOL=iommu_preserve=2M@1344M
   SCRIPT=exhausted adopt_machine 100 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" \
     -device "e1000e,addr=12.0" && first_went_on
+}
+
+# A second unit, next to QEMU's own; its device has a container of its own, and does no DMA.
+units_chain() { # PARAMETER...
+  ORACLES=2
+  UNIT=0x58000000
+  VM_IOMMU=intel-iommu,intremap=off,caching-mode=on
+  cc -std=gnu11 -O2 -Wall -Wextra -Werror -D_GNU_SOURCE -o "$VM_DIR/dmar_unit" "$here/lib/dmar_unit.c" || return 1
+  cat "$VM_DIR/root/vm/dmar.cpio" "$VM_INITRD" >"$VM_DIR/$CHAIN.initrd"
+  VM_INITRD=$VM_DIR/$CHAIN.initrd SCRIPT=units adopt_machine 240 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS \
+    memmap=1M\$1408M vfio_iommu_type1.allow_unsafe_interrupts=1 $*" "${NIC_DEVICE[@]}" -device "edu,addr=15.0"
+}
+# Neither was switched off, or given another root table, and what the other unit's device has stays.
+units_went_on() {
+  first_went_on && saw unit-enabled -eq 1 && saw unit-times-off -eq 0 && saw unit-roots-set -eq 0 &&
+    saw unit-flushes -ge 1
+}
+chain_adopt_two_units() {
+  units_chain && units_went_on && saw table-samples -ge 100 1 && saw table-change = - 1 &&
+    saw finished -eq 1 1
+}
+chain_adopt_two_units_damaged() {
+  DAMAGE=table DAMAGED=1
+  units_chain vm.reason=table && units_went_on && saw damaged -eq 1 1 && saw registered -eq 0 1
 }

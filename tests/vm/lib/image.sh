@@ -59,6 +59,7 @@ build_image() {
   guest_program raw_adopt raw_adopt.c adopt.c vfio.c
   guest_program raw_refused raw_refused.c adopt.c vfio.c
   guest_program raw_pool raw_pool.c adopt.c vfio.c
+  guest_program raw_units raw_units.c adopt.c vfio.c
   guest_program raw_pair raw_pair.c adopt.c vfio.c
   if [ "${1:-}" = with-holdfast ]; then
     install_holdfast
@@ -67,6 +68,7 @@ build_image() {
     client_program live_driver live_driver.c adopt.c vfio.c
     client_program adopt-driver "$tree/examples/adopt-driver/adopt-driver.c"
   fi
+  "$here/lib/dmar_table" --unit 0x58000000 --device 15.0 "$IMAGE_ROOT/vm/dmar.cpio"
   install -m 755 "$here/guest/init" "$IMAGE_ROOT/init"
   install -m 644 "$here/guest/lib.sh" "$IMAGE_ROOT/vm/lib.sh"
   install -m 644 "$here"/chains/*.sh "$IMAGE_ROOT/vm/chains/"
