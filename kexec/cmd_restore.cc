@@ -64,12 +64,18 @@ Result<Exit> run_token(Context& context) {
     Json document = json_document("token");
     document["path"] = path;
     document["holds"] = turn.has_value();
-    document["resumes"] = turn && *turn == restore::Turn::kResume;
+    document["resumes"] = turn && *turn != restore::Turn::kFirst;
     document["refusal"] = turn ? Json() : to_json(turn.error());
     context.print_document(document);
   } else {
-    Context::print(turn ? "this boot may restore the frozen generation\n"
-                        : turn.error().message() + "\n");
+    if (!turn)
+      Context::print(turn.error().message() + "\n");
+    else if (*turn == restore::Turn::kAgain)
+      Context::print(
+          "this boot has restored it; what its agent lost before anybody took it may be restored "
+          "again\n");
+    else
+      Context::print("this boot may restore the frozen generation\n");
   }
   return turn ? Exit::kDone : Exit::kRefused;
 }
@@ -172,7 +178,8 @@ void add_restore(CLI::App& app, Context& context) {
   holdfast restore --policy adopt-or-remap --allow-weaker
   holdfast restore --only vm0         retry one container
 Container by container, all or nothing. Run again in the same boot it goes on with what is not
-done. A cold boot, another generation, or a finished restore is refused (exit 5).)");
+done, and after a finished one takes up again what its agent lost before its owner took it. A cold
+boot, another generation, or a finished restore with nothing left is refused (exit 5).)");
   command->callback([&context, options] {
     context.action = [&context, options] { return run_restore(context, *options); };
   });

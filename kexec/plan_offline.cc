@@ -13,6 +13,11 @@
 namespace holdfast::command {
 namespace {
 
+kernel::Type1Port port_of(const Context& context) {
+  const Host& host = context.host();
+  return kernel::Type1Port({host.path("/sys"), host.path("/proc"), host.path("/dev")});
+}
+
 bool simulated(const Manifest& manifest) {
   return std::any_of(
       manifest.containers.begin(), manifest.containers.end(),
@@ -25,8 +30,8 @@ Result<restore::Turn> token_offline(const Context& context, const std::string& p
   HOLDFAST_TRY_ASSIGN(const restore::BootFacts facts,
                       restore::read_boot_facts(context.host().path("/proc")));
   HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(path));
-  HOLDFAST_TRY_ASSIGN(const restore::ArenaFacts said, restore::read_arena_facts(reader));
-  return restore::check_token(said, facts);
+  kernel::Type1Port port = port_of(context);
+  return restore::turn_of(reader, port, facts, {});
 }
 
 Result<Json> plan_offline(const Context& context, const PlanRequest& request) {
@@ -47,14 +52,12 @@ Result<Json> plan_offline(const Context& context, const PlanRequest& request) {
   wanted.memlock_limit = restore::own_memlock_limit();
   HOLDFAST_TRY_ASSIGN(const restore::BootFacts facts,
                       restore::read_boot_facts(context.host().path("/proc")));
-  HOLDFAST_TRY_ASSIGN(const restore::ArenaFacts said, restore::read_arena_facts(reader));
+  kernel::Type1Port port = port_of(context);
   Json token;
-  if (const auto turn = restore::check_token(said, facts); !turn) {
+  if (const auto turn = restore::turn_of(reader, port, facts, wanted); !turn) {
     token = to_json(turn.error());
     wanted.check_token = false;
   }
-  kernel::Type1Port port(
-      {context.host().path("/sys"), context.host().path("/proc"), context.host().path("/dev")});
   auto prepared = restore::prepare(reader, port, facts, wanted);
   if (!prepared) return std::unexpected(std::move(prepared).error());
   Json plan = restore::to_json(prepared->plan);

@@ -168,6 +168,15 @@ std::vector<std::string> RestoreService::held() const {
   return out;
 }
 
+/// What a finished restore has nothing to do with any more: held, or no longer recorded.
+std::vector<std::string> RestoreService::held_or_gone(const restore::ArenaFacts& facts) const {
+  std::vector<std::string> out = held();
+  const Manifest live = server_.writer().live();
+  for (const auto& name : facts.log.done)
+    if (facts.log.finished && live.find(name) == nullptr) out.push_back(name);
+  return out;
+}
+
 void RestoreService::drop_stale_memory() {
   for (auto& [name, kept] : restored_)
     if (!server_.custody().holds(name)) kept.ranges.clear();
@@ -178,21 +187,19 @@ Result<agent::Reply> RestoreService::plan(agent::Request& request) {
   HOLDFAST_TRY_ASSIGN(restore::Request wanted, request_of(request.parcel.body));
   // Before any restore what custody holds belongs to owners of this boot: none of it is settled,
   // the plan says what the next kernel would do with it.
-  switch (server_.writer().header().state) {
-    case ArenaState::kRestoring:
-    case ArenaState::kRefused:
-    case ArenaState::kRestored:
-      wanted.held = held();
-      break;
-    default:
-      break;
-  }
   HOLDFAST_TRY_ASSIGN(auto boot, restore::read_boot_facts(proc_));
   HOLDFAST_TRY_ASSIGN(auto reader, arena::Reader::open(server_.writer().header().path));
+  HOLDFAST_TRY_ASSIGN(auto facts, restore::read_arena_facts(reader));
+  // Once more after a finished one: what it holds is settled then, as it is during a restore.
+  restore::Request whole = wanted;
+  whole.held = held_or_gone(facts);
+  const auto turn = restore::turn_of(reader, server_.port(), boot, whole);
+  if ((turn && *turn == restore::Turn::kAgain) || facts.state == ArenaState::kRestoring ||
+      facts.state == ArenaState::kRefused || facts.state == ArenaState::kRestored)
+    wanted.held = std::move(whole.held);
 
   Json token;
-  HOLDFAST_TRY_ASSIGN(auto facts, restore::read_arena_facts(reader));
-  if (auto turn = restore::check_token(facts, boot); !turn) {
+  if (!turn) {
     token = to_json(turn.error());
     wanted.check_token = false;
   }
@@ -208,10 +215,11 @@ Result<agent::Reply> RestoreService::plan(agent::Request& request) {
 Result<agent::Reply> RestoreService::restore(agent::Request& request) {
   drop_stale_memory();
   HOLDFAST_TRY_ASSIGN(restore::Request wanted, request_of(request.parcel.body));
-  wanted.held = held();
   HOLDFAST_TRY_ASSIGN(auto boot, restore::read_boot_facts(proc_));
   HOLDFAST_TRY(server_.writer().commit());
   HOLDFAST_TRY_ASSIGN(auto reader, arena::Reader::open(server_.writer().header().path));
+  HOLDFAST_TRY_ASSIGN(const auto facts, restore::read_arena_facts(reader));
+  wanted.held = held_or_gone(facts);
 
   auto prepared = restore::prepare(reader, server_.port(), boot, wanted);
   if (!prepared) {
@@ -236,6 +244,7 @@ Result<agent::Reply> RestoreService::restore(agent::Request& request) {
   restore::ExecuteOptions options;
   options.boot = boot.boot;
   options.resume = prepared->turn == restore::Turn::kResume;
+  options.again = prepared->turn == restore::Turn::kAgain;
   options.settled = prepared->settled;
   options.progress = [&throttle](const restore::Progress& progress) { throttle(progress); };
   HOLDFAST_TRY_ASSIGN(auto report,

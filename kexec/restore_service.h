@@ -18,6 +18,7 @@
 #include "persist/base/mapped_range.h"
 #include "restore/execute.h"
 #include "restore/plan.h"
+#include "restore/token.h"
 
 namespace holdfast::command {
 
@@ -35,6 +36,7 @@ class RestoreService {
   Result<agent::Reply> restore(agent::Request& request);
   /// Containers that this boot's agent holds, or restored and handed to their owner.
   [[nodiscard]] std::vector<std::string> held() const;
+  [[nodiscard]] std::vector<std::string> held_or_gone(const restore::ArenaFacts& facts) const;
   /// Unmaps the memory of containers that custody no longer holds.
   void drop_stale_memory();
 

@@ -40,7 +40,7 @@ class Points {
 class Attempt {
  public:
   Attempt(const Plan& plan, const ContainerPlan& container, kernel::Port& port, Custody& custody,
-          RestoreLog& log, Points& points)
+          RestoreLog* log, Points& points)
       : plan_(plan),
         container_(container),
         port_(port),
@@ -72,7 +72,7 @@ class Attempt {
         return commit();
       case Verb::kLogDone:
         points_.pass();
-        return log_.done(container_.name);
+        return log_ == nullptr ? Result<void>() : log_->done(container_.name);
     }
     return fail(container_object(container_.name), "the plan holds a step of no known kind");
   }
@@ -305,7 +305,7 @@ class Attempt {
   const ContainerPlan& container_;
   kernel::Port& port_;
   Custody& custody_;
-  RestoreLog& log_;
+  RestoreLog* log_;  ///< nullptr: it has all of it already
   Points& points_;
   Restored restored_;
   bool settled_ = false;  ///< an earlier run of this boot deposited it
@@ -320,7 +320,7 @@ class Execution {
       : plan_(plan),
         port_(port),
         custody_(custody),
-        log_(log),
+        log_(options.again ? nullptr : &log),
         options_(options),
         points_(options.before_call),
         total_(plan.step_count()) {}
@@ -328,9 +328,9 @@ class Execution {
   Result<Report> run() {
     if (auto refusal = plan_.refusal()) return std::unexpected(*std::move(refusal));
     report_.generation = plan_.generation;
-    if (!options_.resume) {
+    if (log_ != nullptr && !options_.resume) {
       points_.pass();
-      HOLDFAST_TRY(log_.started(plan_.generation, options_.boot));
+      HOLDFAST_TRY(log_->started(plan_.generation, options_.boot));
     }
     for (const auto& container : plan_.containers) take_up(container);
     finish();
@@ -403,7 +403,8 @@ class Execution {
       for (auto& line : undone.error().details) error.details.push_back(std::move(line));
     }
     points_.pass();
-    if (auto logged = log_.failed(container.name, error); !logged)
+    if (log_ == nullptr) return;
+    if (auto logged = log_->failed(container.name, error); !logged)
       error.details.push_back("and the log could not be written: " + logged.error().headline());
   }
 
@@ -417,7 +418,7 @@ class Execution {
     for (const auto& record : plan_.manifest->containers)
       if (!settled(record.container.name)) return;
     points_.pass();
-    if (auto logged = log_.finished(); logged)
+    if (auto logged = log_ == nullptr ? Result<void>() : log_->finished(); logged)
       report_.finished = true;
     else
       report_.error = std::move(logged).error().in("restore log");
@@ -452,7 +453,7 @@ class Execution {
   const Plan& plan_;
   kernel::Port& port_;
   Custody& custody_;
-  RestoreLog& log_;
+  RestoreLog* log_;
   const ExecuteOptions& options_;
   Points points_;
   uint64_t total_ = 0;

@@ -118,6 +118,7 @@ struct Progress {
 struct ExecuteOptions {
   Uuid boot;            ///< running kernel's boot id
   bool resume = false;  ///< Turn::kResume: `started` is already in the log
+  bool again = false;   ///< Turn::kAgain: the log has all of it already; nothing is written
   /// Containers of the generation that are not in the plan and need no more work (done, released):
   /// finished() is logged only when all others are done.
   std::vector<std::string> settled;

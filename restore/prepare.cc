@@ -25,24 +25,70 @@ class Lap {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-Result<arena::GenerationView> generation_to_restore(const arena::Reader& reader) {
+Result<arena::GenerationView> generation_to_restore(const arena::Reader& reader, Turn turn) {
+  if (turn == Turn::kAgain) {
+    HOLDFAST_TRY_ASSIGN(const auto log, reader.restore_log());
+    return reader.generation(log.generation);
+  }
   const uint64_t frozen = reader.header().frozen;
   return frozen != 0 ? reader.generation(frozen) : reader.current();
 }
 
+bool all_parked(const Container& container, const std::vector<kernel::Port::Parked>& parked) {
+  const auto is_parked = [&](const Device& device) {
+    return std::ranges::any_of(parked, [&](const auto& domain) {
+      return domain.inherited && contains(domain.devices, device.bdf);
+    });
+  };
+  return !container.devices.empty() && std::ranges::all_of(container.devices, is_parked);
+}
+
+/// In the hands of an owner that has taken it: its mappings are the owner's business again.
+Result<bool> is_taken(kernel::Port& port, const Container& container) {
+  for (const auto& device : container.devices) {
+    HOLDFAST_TRY_ASSIGN(const bool taken, port.is_taken(device));
+    if (taken) return true;
+  }
+  return false;
+}
+
 }  // namespace
+
+Result<std::vector<std::string>> lost_again(const arena::Reader& reader, kernel::Port& port,
+                                            const ArenaFacts& facts, const Request& request) {
+  std::vector<std::string> out;
+  const auto view = reader.generation(facts.log.generation);
+  if (!view) return out;  // not retained any more
+  HOLDFAST_TRY_ASSIGN(const auto parked, port.parked());
+  for (const auto& record : view->manifest().containers) {
+    const std::string& name = record.container.name;
+    if (!request.only.empty() && request.only != name) continue;
+    if (contains(facts.log.done, name) && !contains(facts.log.released, name) &&
+        !contains(request.held, name) && all_parked(record.container, parked))
+      out.push_back(name);
+  }
+  return out;
+}
+
+Result<Turn> turn_of(const arena::Reader& reader, kernel::Port& port, const BootFacts& boot,
+                     const Request& request) {
+  HOLDFAST_TRY_ASSIGN(const ArenaFacts facts, read_arena_facts(reader));
+  auto allowed = check_token(facts, boot);
+  if (allowed || !finished_here(facts, boot)) return allowed;
+  HOLDFAST_TRY_ASSIGN(const auto lost, lost_again(reader, port, facts, request));
+  if (!lost.empty()) return Turn::kAgain;
+  return allowed;
+}
 
 Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const BootFacts& boot,
                          const Request& request) {
   Turn turn = Turn::kFirst;
   if (request.check_token) {
-    auto facts = read_arena_facts(reader);
-    if (!facts) return pass(std::move(facts).error(), "restore refused");
-    auto allowed = check_token(*facts, boot);
+    auto allowed = turn_of(reader, port, boot, request);
     if (!allowed) return pass(std::move(allowed).error(), "restore refused");
     turn = *allowed;
   }
-  auto view = generation_to_restore(reader);
+  auto view = generation_to_restore(reader, turn);
   if (!view) return pass(std::move(view).error(), "restore refused");
   Prepared out(*std::move(view));
   out.turn = turn;
@@ -63,6 +109,21 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
   for (const auto& name : request.held) settled.push_back(name);
   std::vector<std::string> logged = out.log.done;
   for (const auto& name : out.log.released) logged.push_back(name);
+  Policy asked = request.policy.value_or(manifest.seal.policy);
+  if (turn == Turn::kAgain) {
+    HOLDFAST_TRY_ASSIGN(const ArenaFacts facts, read_arena_facts(reader));
+    HOLDFAST_TRY_ASSIGN(const auto lost, lost_again(reader, port, facts, request));
+    for (const auto& record : manifest.containers)
+      if (!contains(lost, record.container.name)) settled.push_back(record.container.name);
+    // They run on what they were adopted with; nothing else may be done to them.
+    asked = Policy::kAdopt;
+  } else {
+    for (const auto& record : manifest.containers) {
+      if (!contains(out.log.done, record.container.name)) continue;
+      HOLDFAST_TRY_ASSIGN(const bool taken, is_taken(port, record.container));
+      if (taken) settled.push_back(record.container.name);
+    }
+  }
 
   InspectOptions options;
   options.only = request.only;
@@ -74,7 +135,7 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
   out.plan = make_plan({.manifest = manifest,
                         .capabilities = capabilities,
                         .findings = out.findings,
-                        .asked = request.policy.value_or(manifest.seal.policy),
+                        .asked = asked,
                         .allow_weaker = request.allow_weaker,
                         .settled = settled,
                         .logged = logged});

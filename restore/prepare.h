@@ -49,6 +49,18 @@ struct Prepared {
 /// {"checksums_ns", "inspect_ns"}: as `verification` in the documents of plan and restore.
 [[nodiscard]] Json verification_json(const Prepared& prepared);
 
+/// What is left of a finished restore (finished_here): containers that it adopted, that neither
+/// `request.held` names nor anybody released, and whose domains, as inherited, the kernel keeps
+/// parked: nobody has taken and thawed them. Empty: nothing, the restore is over.
+[[nodiscard]] Result<std::vector<std::string>> lost_again(const arena::Reader& reader,
+                                                          kernel::Port& port,
+                                                          const ArenaFacts& facts,
+                                                          const Request& request);
+
+/// What check_token() says, but for a finished restore of which something is left: kAgain.
+[[nodiscard]] Result<Turn> turn_of(const arena::Reader& reader, kernel::Port& port,
+                                   const BootFacts& boot, const Request& request);
+
 /// Refusals of token and checksums come back as errors (exit 5, exit 3); differences of devices,
 /// memory, tables, limits and policy stand in plan.refusal().
 [[nodiscard]] Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port,

@@ -211,4 +211,22 @@ Result<Turn> check_token(const ArenaFacts& arena, const BootFacts& boot) {
   return started ? Turn::kResume : Turn::kFirst;
 }
 
+bool finished_here(const ArenaFacts& arena, const BootFacts& boot) {
+  const auto& log = arena.log;
+  if (!log.finished || log.boot != boot.boot || log.generation == 0) return false;
+  if (boot.crash_kernel || boot.nonce.empty() || boot.arena != arena.arena) return false;
+  switch (arena.state) {
+    case ArenaState::kRestored:
+    case ArenaState::kRecording:
+    case ArenaState::kArmed:
+      break;
+    default:
+      return false;  // another generation is sealed, or nothing is recorded any more
+  }
+  if (arena.frozen == log.generation) return arena.seal.nonce == boot.nonce;
+  return std::any_of(arena.earlier.begin(), arena.earlier.end(), [&](const auto& item) {
+    return item.first == log.generation && item.second == boot.nonce;
+  });
+}
+
 }  // namespace holdfast::restore

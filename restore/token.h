@@ -44,7 +44,8 @@ struct ArenaFacts {
   Seal seal;            ///< of that generation
   Uuid frozen_boot;     ///< the kernel that froze it
   arena::Reader::RestoreLog log;
-  /// Nonces of the other retained generations, so that a stale one can be named.
+  /// Nonces of the other retained generations, so that a stale one can be named, or the restored
+  /// one found after recording went on.
   std::vector<std::pair<uint64_t, std::string>> earlier;
 };
 [[nodiscard]] Result<ArenaFacts> read_arena_facts(const arena::Reader& reader);
@@ -52,11 +53,16 @@ struct ArenaFacts {
 enum class Turn : uint32_t {
   kFirst = 0,   ///< nothing of this generation was restored yet
   kResume = 1,  ///< this boot started it and was interrupted, or a part of it was refused
+  kAgain = 2,   ///< this boot finished it; only what was adopted, lost and never taken is left
 };
 
 /// Whether this boot may restore the frozen generation. Refusals are exit 5 with one of
 /// HF-TOKEN-{CRASH-KERNEL, COLD-BOOT, SAME-BOOT, NOT-FROZEN, THAWED, BROKEN, FINISHED, UNARMED,
 /// OTHER-ARENA, OTHER-GENERATION, STALE, OTHER-BOOT}. Pure; touches nothing.
 [[nodiscard]] Result<Turn> check_token(const ArenaFacts& arena, const BootFacts& boot);
+
+/// Whether a restore of this very boot, under this kernel's own token, is finished, and nothing was
+/// frozen since: what its agent held may then be taken up once more. Pure.
+[[nodiscard]] bool finished_here(const ArenaFacts& arena, const BootFacts& boot);
 
 }  // namespace holdfast::restore

@@ -134,6 +134,11 @@ Json Server::Impl::health() const {
           fmt::format("{} pinned bytes are kept for its next owner ({})", pinned, why_name(*why)),
           "take it, or: holdfast release " + entry.name));
     }
+    if (!why && is_parked(entry))
+      findings.push_back(finding("warning", "HF-PARKED-LOST", "container " + entry.name,
+                                 "was restored, and its agent ended before anybody took it: the "
+                                 "kernel keeps it, its device runs",
+                                 "holdfast restore, or: holdfast release " + entry.name));
     if (!entry.incomplete.empty())
       findings.push_back(finding("warning", "HF-FREEZE-INCOMPLETE", "container " + entry.name,
                                  entry.incomplete.front(),

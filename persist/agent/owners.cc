@@ -84,7 +84,7 @@ void Server::Impl::reap() {
       over.push_back(id);
     } else if (why && entry.hold_seconds != 0) {
       entry.expires = Clock::now() + std::chrono::seconds(entry.hold_seconds);
-    } else if (why || !is_alive(entry.owner)) {
+    } else if ((why || !is_alive(entry.owner)) && !is_parked(entry)) {
       over.push_back(id);
     }
   }
@@ -93,6 +93,18 @@ void Server::Impl::reap() {
     drop_unused_regions(0);
     commit();
   }
+}
+
+bool Server::Impl::is_parked(const ContainerEntry& entry) const {
+  if (std::ranges::find(restored_before, entry.name) == restored_before.end()) return false;
+  const auto parked = port.parked();
+  if (!parked) return true;  // not known: what is forgotten cannot be adopted again
+  const auto devices = devices_of(writer.live(), entry.name);
+  return std::ranges::any_of(*parked, [&](const kernel::Port::Parked& domain) {
+    return std::ranges::any_of(domain.devices, [&](const std::string& bdf) {
+      return std::ranges::find(devices, bdf, &Device::bdf) != devices.end();
+    });
+  });
 }
 
 Result<void> Server::Impl::set_hold(ContainerEntry& entry, uint64_t seconds) {

@@ -94,6 +94,8 @@ Result<void> Server::Impl::start() {
   damage->begin();
   probe();
   registry.learn(writer.live());
+  if (const auto reader = arena::Reader::open(writer.header().path))
+    if (auto log = reader->restore_log()) restored_before = std::move(log->done);
   for (auto& [id, entry] : registry.containers())
     Registry::mark_incomplete(entry, "the agent was restarted; its owner has to register again");
   if (!sealed()) reap();

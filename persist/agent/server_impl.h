@@ -37,6 +37,9 @@ struct Server::Impl {
   Custody custody;
   Registry registry;
   kernel::Capabilities capabilities;  ///< asked at the start and at each registration
+  /// Containers that an agent before this one restored, of the restore that the arena's log is
+  /// about.
+  std::vector<std::string> restored_before;
 
   UniqueFd listener, main_epoll, client_epoll, timer, stop_event, job_event;
   std::unordered_map<ClientId, std::unique_ptr<Peer>> peers;
@@ -124,6 +127,8 @@ struct Server::Impl {
   // -- owners.cc
   void settle(Peer& peer);
   void reap();
+  /// Restored by an agent that is gone, never taken, and kept by the kernel: not to be forgotten.
+  [[nodiscard]] bool is_parked(const ContainerEntry& entry) const;
   /// Ends custody and the record of a container.
   void drop_container(uint32_t id);
   void drop_unused_regions(ClientId client);

@@ -164,6 +164,8 @@ class Port {
     std::vector<std::string> devices;
   };
   virtual Result<std::vector<Parked>> parked() { return std::vector<Parked>(); }
+  /// Whether a container has the preserved domain of this device at the moment.
+  virtual Result<bool> is_taken(const Device&) { return false; }
   /// Ends one of them for good.
   virtual Result<void> give_up(const Parked& domain) {
     return refuse(Exit::kRefused, "HF-PARKED-NONE", "parked domain",

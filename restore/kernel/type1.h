@@ -51,6 +51,7 @@ class Type1Port : public Port {
                                                  const std::vector<Device>& devices) override;
   Result<std::unique_ptr<TableSource>> inherited_tables(const Device& device) override;
   Result<std::vector<Parked>> parked() override;
+  Result<bool> is_taken(const Device& device) override;
   Result<void> give_up(const Parked& domain) override;
 
   Result<void> check_container(BorrowedFd fd) override;

@@ -188,6 +188,13 @@ Result<std::vector<Port::Parked>> Type1Port::parked() {
   return out;
 }
 
+Result<bool> Type1Port::is_taken(const Device& device) {
+  if (!preserve_.present()) return false;
+  HOLDFAST_TRY_ASSIGN(const PreservedView view, preserve_.domains());
+  const PreservedDomain* domain = view.domain_of(device.bdf);
+  return domain != nullptr && !domain->parked;
+}
+
 Result<void> Type1Port::give_up(const Parked& domain) {
   return preserve_.release(domain.root);
 }

@@ -44,6 +44,8 @@ class ForwardingPort : public kernel::Port {
     return to_.forget(container, iova, size);
   }
   Result<void> hold(BorrowedFd container, bool held) override { return to_.hold(container, held); }
+  Result<std::vector<Parked>> parked() override { return to_.parked(); }
+  Result<bool> is_taken(const Device& device) override { return to_.is_taken(device); }
   Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override {
     return to_.tables(container);
   }

@@ -33,6 +33,9 @@ struct KernelOptions {
   std::string release = "6.12.0-sim";
   std::string command_line;  ///< what /proc/cmdline would say; at most 1000 characters
   bool hold = true;          ///< has a hold (patched only)
+  /// As kexec/linux: what is inherited is held until somebody ends the hold, adopted or not;
+  /// whoever closes it before parks it.
+  bool lasting_hold = false;
   bool read_tables = true;   ///< live tables can be read from user space
   bool update_vaddr = true;  ///< VFIO_UPDATE_VADDR
   bool superpages = true;

@@ -1,6 +1,7 @@
 #include "restore/kernel/sim/server.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -186,11 +187,26 @@ Reply Server::answer(const Client& client, const Request& request, BorrowedFd ab
           device == nullptr ? EBADF : state_.set_bus_master(device->bdf, request.args[0] != 0);
       return reply;
     }
+    case Call::kParked: {
+      const auto& parked = state_.inherited();
+      if (request.args[0] >= parked.size()) {
+        reply.error = ENOENT;
+        return reply;
+      }
+      const Inherited& domain = parked[request.args[0]];
+      reply.values[0] = domain.domain.root.physical;
+      const std::string devices = fmt::format("{}", fmt::join(domain.devices, "\n"));
+      devices.copy(reply.text, sizeof reply.text - 1);
+      return reply;
+    }
+    case Call::kTaken:
+      reply.values[0] = state_.taken(request.text) ? 1 : 0;
+      return reply;
     case Call::kStatistics:
       reply.values = {state_.container_count(),
                       state_.mapping_count(),
                       state_.locked(static_cast<int32_t>(request.args[0])),
-                      state_.inherited_count(),
+                      state_.inherited().size(),
                       state_.table_pages(),
                       objects_.size(),
                       0,

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <sstream>
 
 #include "persist/base/checked.h"
 #include "persist/base/uuid.h"
@@ -340,6 +341,24 @@ Result<std::unique_ptr<kernel::TableSource>> SimPort::inherited_tables(const Dev
     return fail_errno(ENOENT, "device " + device.bdf, "find page tables that it translates with");
   return PoolSource::open(machine_, {{context->root, context->levels, context->domain_id}},
                           {device.bdf});
+}
+
+Result<std::vector<kernel::Port::Parked>> SimPort::parked() {
+  std::vector<Parked> out;
+  for (;;) {
+    HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kParked, BorrowedFd(-1), {out.size()}));
+    if (reply.error == ENOENT) return out;
+    if (reply.error != 0) return fail_errno(reply.error, "simulated kernel", "list what is parked");
+    Parked one{reply.values[0], true, {}};
+    std::istringstream lines(std::string(reply.text, ::strnlen(reply.text, sizeof reply.text)));
+    for (std::string line; std::getline(lines, line);) one.devices.push_back(line);
+    out.push_back(std::move(one));
+  }
+}
+
+Result<bool> SimPort::is_taken(const Device& device) {
+  HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kTaken, BorrowedFd(-1), {}, device.bdf));
+  return reply.values[0] != 0;
 }
 
 Result<void> SimPort::check_kind(BorrowedFd fd, ObjectKind want, std::string_view what) {

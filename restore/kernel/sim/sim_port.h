@@ -46,6 +46,8 @@ class SimPort : public kernel::Port {
   Result<void> forget(BorrowedFd container, uint64_t iova, uint64_t size) override;
 
   Result<void> hold(BorrowedFd container, bool held) override;
+  Result<std::vector<Parked>> parked() override;
+  Result<bool> is_taken(const Device& device) override;
   Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override;
   Result<std::unique_ptr<kernel::TableSource>> tables_of(
       BorrowedFd container, const std::vector<Device>& devices) override;

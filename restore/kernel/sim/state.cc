@@ -109,6 +109,7 @@ int State::set_domain(ContainerState& container, const std::vector<DeviceSlot*>&
     if (container.domain) return EINVAL;
     container.domain = inherited->domain;
     container.inherited = true;
+    container.lasting = options_.lasting_hold;
     container.inherited_bytes = inherited->bytes;
     container.adopted_bytes = 0;
     container.inherited_devices = inherited->devices;
@@ -251,7 +252,7 @@ void State::teardown(ContainerState& container) {
   else if (container.domain)
     pagetable::destroy(pool_, container.domain->root);
   container.domain.reset();
-  container.inherited = false;
+  container.inherited = container.lasting = false;
   container.running.clear();
   container.inherited_bytes = container.adopted_bytes = 0;
 }
@@ -261,9 +262,20 @@ int State::hold(uint64_t id, bool on) {
   if (container == nullptr) return EBADF;
   if (!options_.hold || options_.behaviour == Behaviour::kStock) return ENOTTY;
   if (!container->domain) return EINVAL;
+  if (!on && container->lasting) {
+    if (container->unregistered()) return ENOTEMPTY;
+    container->lasting = false;
+  }
   container->held = on;
   if (!on) settle(*container);
   return 0;
+}
+
+bool State::taken(const std::string& bdf) const {
+  const DeviceSlot* slot = machine_.device(bdf);
+  const auto it = slot == nullptr ? groups_.end() : groups_.find(slot->group);
+  const ContainerState* container = it == groups_.end() ? nullptr : find(it->second.container);
+  return container != nullptr && container->preserved && container->domain;
 }
 
 // -- mappings ------------------------------------------------------------------------------------
@@ -310,6 +322,7 @@ int State::map(uint64_t id, const Dma& request, bool adopt) {
   // Without the patch the flag is an unknown one; a clobbering kernel takes it and does not care.
   if (adopt && options_.behaviour == Behaviour::kStock) return EINVAL;
   if (adopt && !container->preserved) return EINVAL;
+  if (!adopt && container->lasting) return EBUSY;
   if (const int error = check_new(*container, request); error != 0) return error;
   if (const int error = charge(request.owner, request.size); error != 0) return error;
   const bool over_live = adopt && options_.behaviour == Behaviour::kPatched;
@@ -342,7 +355,7 @@ int State::unmap(uint64_t id, uint64_t iova, uint64_t size, uint64_t& unmapped) 
   if (size == 0 || !is_aligned(iova | size, kPageSize)) return EINVAL;
   const auto end = checked_add(iova, size);
   if (!end) return EINVAL;
-  if (container->held) return EBUSY;
+  if (container->held || container->lasting) return EBUSY;
   // v2: a mapping is unmapped whole or not at all.
   auto& dmas = container->dmas;
   const auto first = overlapping(dmas, iova, 1);

@@ -64,7 +64,9 @@ struct ContainerState {
   std::vector<std::string> inherited_devices;
   std::set<std::string> running;  ///< of those, not opened yet: the first open does not reset
   uint64_t inherited_bytes = 0, adopted_bytes = 0;
-  [[nodiscard]] bool incomplete() const { return inherited && adopted_bytes < inherited_bytes; }
+  bool lasting = false;  ///< inherited under a hold that nobody has ended yet
+  [[nodiscard]] bool unregistered() const { return inherited && adopted_bytes < inherited_bytes; }
+  [[nodiscard]] bool incomplete() const { return unregistered() || (inherited && lasting); }
 };
 
 struct OpenDevice {
@@ -111,7 +113,8 @@ class State {
 
   uint64_t container_count() const { return containers_.size(); }
   uint64_t mapping_count() const;
-  uint64_t inherited_count() const { return inherited_.size(); }
+  const std::vector<Inherited>& inherited() const { return inherited_; }
+  bool taken(const std::string& bdf) const;
   uint64_t locked(int32_t owner) const;
   uint64_t table_pages() const { return pool_.used(); }
 

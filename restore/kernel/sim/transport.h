@@ -29,6 +29,8 @@ enum class Call : uint32_t {
   kResume,         ///< fd container, args: iova, size, vaddr
   kBusMaster,      ///< fd device, args: on
   kStatistics,     ///< args: pid → see SimPort::Statistics
+  kParked,         ///< args: index → root; text: its devices, a line each. ENOENT: no more
+  kTaken,          ///< text BDF → whether a container has its domain
 };
 
 /// What a descriptor of the simulated kernel is.

@@ -46,12 +46,13 @@ class Held : public Office {
     Office::SetUp();
     reopen();
   }
-  void reopen(const std::function<void(Server&)>& prepare = {}) {
+  void reopen(std::vector<kernel::Port::Parked> parked = {}) {
     close_office();
     auto made = std::make_unique<Keeper>(*port);
     keeper = made.get();
+    keeper->domains = std::move(parked);
     through = std::move(made);
-    open_office(prepare);
+    open_office();
   }
   Keeper* keeper = nullptr;
 };
@@ -254,6 +255,45 @@ TEST_F(Adopted, ReleasingEndsTheHoldAndWhatStaysParked) {
   ASSERT_TRUE(ask("release", Json{{"name", "vm0"}}));
   EXPECT_THAT(keeper->holds, Contains(false));
   EXPECT_THAT(keeper->given_up, ElementsAre(0x60003000)) << "and nothing of anybody else";
+}
+
+/// A restore has finished, its owner died with the kernel before, and its agent with what it held.
+class Lost : public Held {
+ protected:
+  void SetUp() override {
+    Held::SetUp();
+    close_office();
+    auto writer = arena::Writer::open(arena());
+    ASSERT_TRUE(writer);
+    Container vm0;
+    vm0.name = "vm0";
+    vm0.kind = ContainerKind::kSim;
+    vm0.owner = {0x3fffffff, 0, 1, "gone"};
+    vm0.devices = {*port->describe_device(kBdf)};
+    ASSERT_TRUE(writer->add_container(vm0));
+    Seal seal;
+    seal.sealed = true;
+    const auto generation = writer->freeze(seal, {});
+    ASSERT_TRUE(generation) << generation.error().message();
+    ASSERT_TRUE(writer->restore_started(*generation, Uuid::random()));
+    ASSERT_TRUE(writer->restore_done("vm0"));
+    ASSERT_TRUE(writer->restore_finished());
+  }
+  bool known() { return ask("health")->dump().find("\"vm0\"") != std::string::npos; }
+};
+
+TEST_F(Lost, WhatTheKernelKeepsParkedIsStillKnownByItsName) {
+  reopen({{0x60003000, true, {kBdf}}});
+  EXPECT_TRUE(known());
+  EXPECT_EQ(state(), "restored") << "and may be restored again";
+  ASSERT_TRUE(ask("release", Json{{"name", "vm0"}}));
+  EXPECT_THAT(keeper->given_up, ElementsAre(0x60003000));
+  EXPECT_FALSE(known());
+}
+
+TEST_F(Lost, WhatTheKernelDoesNotKeepIsForgotten) {
+  reopen({{0x60010000, true, {kOther}}});
+  EXPECT_FALSE(known());
 }
 
 TEST_F(Held, WhatNobodyRecordedIsGivenUpByRootOrByDevice) {

@@ -201,6 +201,7 @@ class World : public sim::testing::Lab {
     ExecuteOptions how;
     how.boot = facts().boot;
     how.resume = prepared.turn == Turn::kResume;
+    how.again = prepared.turn == Turn::kAgain;
     how.settled = prepared.settled;
     how.before_call = std::move(before_call);
     return execute(prepared.plan, through == nullptr ? *port : *through, custody, log, how);

@@ -6,17 +6,10 @@
 ARENA=/dev/dax1.0
 
 step1() {
-  scenario live-adopt
-  try "the NIC is bound" bind "$NIC"
-  try "devdax from memmap=" devdax 0
-  try "devdax for the arena" devdax 1
-  configure $ARENA
-  expect 0 "an arena on devdax" holdfast init $ARENA
-  agent_start
+  scenario "$(parameter vm.scenario)"
+  record
   holdfast doctor >/tmp/doctor.out
   try "doctor offers adoption" grep -q "^ *ok *strategy-adopt" /tmp/doctor.out
-  boot_files
-  driver_start vm0 live_driver "$NIC" /dev/dax0.0 vm0 guest-ram || show_log
   driver_ok vm0 "the library maps and unmaps" map
   expect 4 "no hold without a kernel to go on into" holdfast freeze --policy adopt
   says HF-HOLD-NOT-ARMED
@@ -32,6 +25,23 @@ step1() {
   show_out
   says adopt
   driver_no vm0 "no mapping may change any more" HF-FROZEN map
+  go
+}
+
+# record: a device in an opted-in container, its driver and holdfastd, frames coming in.
+record() {
+  try "the NIC is bound" bind "$NIC"
+  try "devdax from memmap=" devdax 0
+  try "devdax for the arena" devdax 1
+  configure $ARENA
+  expect 0 "an arena on devdax" holdfast init $ARENA
+  agent_start
+  boot_files
+  driver_start vm0 live_driver "$NIC" /dev/dax0.0 vm0 guest-ram || show_log
+}
+
+# go: frozen; everything that had the device is killed, and the next kernel comes.
+go() {
   raw_adopt mark /dev/dax0.0 2
   kill -KILL "$(cat /run/vm0.pid)"
   expect 0 "exec is content" holdfast kexec exec --direct --print-only
@@ -46,7 +56,7 @@ last_words() {
 }
 
 step2() {
-  scenario live-adopt
+  scenario "$(parameter vm.scenario)"
   native_is_kept_out "$NIC"
   try "the NIC is bound again" bind "$NIC"
   configure $ARENA
@@ -59,6 +69,12 @@ step2() {
   show_out
   raw_adopt mark /dev/dax0.0 4
   is_held
+  hand_out
+  done_with "$SCENARIO"
+}
+
+# hand_out: the new driver takes it, goes on, and gives everything back.
+hand_out() {
   raw_adopt mark /dev/dax0.0 5
   adopt-driver vm0 >/run/adopt-driver.out 2>&1 &
   taker=$!
@@ -78,7 +94,6 @@ step2() {
   if [ "$used" -gt 24576 ]; then fail "the pool is not empty again: $used bytes"; fi
   kernel_is_calm
   show_log
-  done_with live-adopt
 }
 
 # is_held: adopting did not end the hold.

@@ -274,10 +274,11 @@ configure() {
   printf 'arena = %s\nhold = 600\n' "$1" >/etc/holdfast/holdfast.conf
 }
 
-# agent_start: holdfastd, until it answers.
+# agent_start: holdfastd (AGENT: with what before it), until it answers.
 agent_start() {
   rm -f /run/holdfast/agent.sock # of one that was killed: it would look like an answer
-  holdfastd >>/run/holdfastd.log 2>&1 &
+  # shellcheck disable=SC2086 # words
+  ${AGENT:-holdfastd} >>/run/holdfastd.log 2>&1 &
   AGENT_PID=$!
   wait_for 20 "holdfastd to answer" test -S /run/holdfast/agent.sock || {
     cat /run/holdfastd.log

@@ -6,6 +6,7 @@
 //                                 buffers in memory that is left behind), unarmed (the hold must
 //                                 not arm), plain (no opt-in, stays)
 //   raw_adopt mark DAX PHASE      tells the host where the story is
+//   raw_adopt more DAX            waits for more frames, touching nothing
 //   raw_adopt rearm BDF DAX       arms for the next kernel, registers nothing
 //   raw_adopt wrong BDF DAX       everything that must be refused; changes nothing
 //   raw_adopt fresh BDF DAX       opts in with a device that was blocked: nothing is inherited
@@ -267,6 +268,10 @@ int main(int argc, char** argv) {
     mailbox = map_region(argv[2], ADOPT_REGION, &dax);
     phase(strtoull(argv[3], NULL, 10));
     return 0;
+  }
+  if (argc == 3 && strcmp(argv[1], "more") == 0) {
+    uint8_t* ring = map_region(argv[2], ADOPT_REGION, &dax);
+    return adopt_wait_frames(ring, adopt_frames(ring) + 50);
   }
   if (argc < 4) die("usage: raw_adopt run|rearm|wrong|fresh|die|scale|adopt BDF DAX [HOW]");
   uint8_t* memory = map_region(argv[3], ADOPT_REGION, &dax);

@@ -181,7 +181,14 @@ chain_adopt_next_to_another() {
 
 # Through Holdfast: record, freeze, kexec, restore, take.
 chain_live() {
-  RATE=1000 adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on
+  RATE=1000 adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.scenario=live-adopt" \
+    "${NIC_DEVICE[@]}" && went_on
+}
+
+# The same, and the agent is killed again and again; the ring must last for it.
+chain_live_killed() {
+  SCRIPT=live_killed RATE=300 adopt_machine 330 \
+    "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.scenario=live-killed" "${NIC_DEVICE[@]}" && went_on
 }
 
 # As many mappings as a container may have. The ring must last for all of it.

@@ -24,6 +24,12 @@ client_program() {
   install_binary "$VM_DIR/$name" "/usr/bin/$name"
 }
 
+# preloaded NAME SOURCE: what the guest puts in front of a program's own calls.
+preloaded() {
+  # shellcheck disable=SC2086 # flags are words
+  (cd "$here/guest" && cc $GUEST_CFLAGS -shared -fPIC -s -o "$IMAGE_ROOT/lib/$1" "$2")
+}
+
 # install_binary FILE DEST: stripped, with its libraries.
 install_binary() {
   VM_LIBRARY_PATH=$HOLDFAST_BUILD/lib copy_binary "$IMAGE_ROOT" "$1" "$2"
@@ -66,6 +72,7 @@ build_image() {
     client_program edu_driver edu_driver.c driver.c edu.c vfio.c
     client_program e1000e_driver e1000e_driver.c driver.c e1000e.c vfio.c
     client_program live_driver live_driver.c adopt.c vfio.c
+    preloaded kill_at.so kill_at.c
     client_program adopt-driver "$tree/examples/adopt-driver/adopt-driver.c"
   fi
   "$here/lib/dmar_table" --unit 0x58000000 --device 15.0 "$IMAGE_ROOT/vm/dmar.cpio"
