@@ -62,6 +62,7 @@ crash() {
     "--command-line=$(next_cmdline nr_cpus=1 reset_devices)"
   echo 2 >/state/step
   state_save
+  splats
   say "crash on purpose"
   raw_adopt mark /dev/dax0.0 3
   drain

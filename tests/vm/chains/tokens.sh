@@ -77,6 +77,7 @@ step3() {
     "--command-line=$(next_cmdline "$(cat /state/token)" nr_cpus=1 reset_devices)"
   echo 4 >/state/step
   state_save
+  splats
   say "crash on purpose"
   drain
   echo c >/proc/sysrq-trigger

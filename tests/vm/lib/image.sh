@@ -77,7 +77,7 @@ build_image() {
   fi
   "$here/lib/dmar_table" --unit 0x58000000 --device 15.0 "$IMAGE_ROOT/vm/dmar.cpio"
   install -m 755 "$here/guest/init" "$IMAGE_ROOT/init"
-  install -m 644 "$here/guest/lib.sh" "$IMAGE_ROOT/vm/lib.sh"
+  install -m 644 "$here/guest/lib.sh" "$here/guest/splats" "$IMAGE_ROOT/vm/"
   install -m 644 "$here"/chains/*.sh "$IMAGE_ROOT/vm/chains/"
   pack "$IMAGE_ROOT" "$VM_DIR/overlay.cpio"
   cat "$BASE_DIR/base.cpio" "$VM_DIR/overlay.cpio" >"$VM_INITRD"

@@ -14,10 +14,13 @@ seconds_between() {
     END { d = end - start; if (d < 0) d += 86400; printf "%.1f", begun && end ? d : 0 }' "$1"
 }
 
+# splat_in LOG: the first line of a kernel's that no kernel may print, in any of the chain's kernels.
+splat_in() { cut -d' ' -f2- "$1" | grep -m 1 -E -f "$here/guest/splats" | sed 's/^ *//'; }
+
 # report SCENARIO...: the verdict lines; fails unless all passed. A scenario passes on the line that
 # the guest printed, in a machine that ended as it should.
 report() {
-  local name chain log seconds verdict reason bad=0
+  local name chain log seconds verdict reason splat bad=0
   for name in "$@"; do
     chain=$(chain_of "$name")
     log=$VM_DIR/$chain.log
@@ -31,6 +34,8 @@ report() {
         tail -n 1 "$log" | cut -d' ' -f2-); see $log"
     elif [ ! -e "$VM_DIR/$chain.ok" ]; then
       reason="the machine ended badly: $(tail -n 1 "$log" | cut -d' ' -f2-); see $log"
+    elif splat=$(splat_in "$log") && [ -n "$splat" ]; then
+      reason="a kernel's log is not calm: $splat; see $log"
     else
       verdict=PASS
       reason=$(awk -v name="$name" '$1 == name' "${VM_LISTS[@]}" | tr -s ' ' | cut -d' ' -f3-)
