@@ -2,22 +2,20 @@
 # Devices that cannot be preserved, each refused at opt-in with its reason in the kernel's log and in
 # doctor's; a plain container with the same device works. And a user who is not root.
 #
-#   vm.scalable=yes   the IOMMU is in scalable mode: nothing can be preserved
+#   vm.only=   scalable: the IOMMU is in scalable mode, nothing can be preserved; virtual_function
 
 HOTPLUG=0000:01:00.0 # below a port with hotplug, 00:11.0
 ATS=0000:02:00.0     # below one without
 MEMBER=0000:00:12.0  # two functions, one group
 OTHER_MEMBER=0000:00:12.1
+PHYSICAL=0000:00:14.0
+VIRTUAL=0000:00:14.1
 
 step1() {
-  if [ "$(parameter vm.scalable)" = yes ]; then
-    scalable
-    return
-  fi
-  hotplug
-  ats
-  group
-  not_root
+  case $(parameter vm.only) in
+    '') for what in hotplug ats group not_root; do $what; done ;;
+    *) "$(parameter vm.only)" ;;
+  esac
 }
 
 # refused BDF WHY DOCTOR [PF]: not preserved, and everybody is told why.
@@ -52,6 +50,17 @@ ats() {
   scenario refused-ats
   try "a virtio NIC with ATS is bound" bind $ATS
   refused $ATS "it has ATS" "has ATS"
+  ends
+}
+
+virtual_function() {
+  scenario refused-vf
+  try "an SR-IOV controller is bound" bind $PHYSICAL
+  echo Y >/sys/module/vfio_pci/parameters/enable_sriov
+  try "it gets a virtual function" sh -c "echo 1 >/sys/bus/pci/devices/$PHYSICAL/sriov_numvfs"
+  try "which is bound" bind $VIRTUAL
+  refused $VIRTUAL "it is an SR-IOV virtual function" "is an SR-IOV VF" $PHYSICAL
+  try "no virtual function any more" sh -c "echo 0 >/sys/bus/pci/devices/$PHYSICAL/sriov_numvfs"
   ends
 }
 

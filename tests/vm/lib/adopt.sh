@@ -294,24 +294,30 @@ chain_refused() {
     -device "pcie-root-port,id=slot1,chassis=1,addr=11.0" -device "e1000e,bus=slot1" \
     -device "pcie-root-port,id=slot2,chassis=2,addr=13.0,hotplug=off" \
     -device "virtio-net-pci,bus=slot2,disable-legacy=on,iommu_platform=on,ats=on" \
-    -device "edu,addr=12.0,multifunction=on" -device "virtio-net-pci,addr=12.1" \
-    -device "nvme-subsys,id=controllers" \
-    -device "nvme,addr=14.0,serial=1,subsys=controllers,sriov_max_vfs=1,sriov_vq_flexible=2,sriov_vi_flexible=1" &&
+    -device "edu,addr=12.0,multifunction=on" -device "virtio-net-pci,addr=12.1" &&
     first_went_on
+}
+
+chain_refused_vf() {
+  SCRIPT=refused adopt_machine 100 "$REGION_MEMMAP $ROOT_BUS vm.only=virtual_function" "${NIC_DEVICE[@]}" \
+    -device "nvme-subsys,id=controllers" \
+    -device "nvme,addr=14.0,serial=1,subsys=controllers,sriov_max_vfs=1,sriov_vq_flexible=2,sriov_vi_flexible=1"
 }
 
 chain_refused_scalable() {
   VM_IOMMU=intel-iommu,intremap=on,caching-mode=on,x-scalable-mode=on
-  SCRIPT=refused adopt_machine 100 "$REGION_MEMMAP $ROOT_BUS intel_iommu=sm_on vm.scalable=yes" \
+  SCRIPT=refused adopt_machine 100 "$REGION_MEMMAP $ROOT_BUS intel_iommu=sm_on vm.only=scalable" \
     "${NIC_DEVICE[@]}" && saw arrived -eq 0
 }
 
 # A pool that is used up. The region is this side of it.
-chain_control_exhausted() {
+exhausted() {
   POOL=iommu_preserve=2M@1344M
-  SCRIPT=exhausted adopt_machine 100 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" \
+  SCRIPT=exhausted adopt_machine 100 "$REGION_MEMMAP $ROOT_BUS $*" "${NIC_DEVICE[@]}" \
     -device "e1000e,addr=12.0" && first_went_on
 }
+chain_control_exhausted() { exhausted; }
+chain_control_exhausted_sparse() { exhausted vm.sparse=sparse; }
 
 # A second unit, next to QEMU's own; its device has a container of its own, and does no DMA.
 units_chain() { # PARAMETER...
