@@ -4,7 +4,7 @@
 # everything running.
 #
 #   vm.scenario=NAME  vm.how=  as raw_adopt run   vm.image=  what is kexec'd   vm.rounds=  kexecs
-#   vm.last=  how the last kernel finds it: adopt, found, blocked, quiet, dumped
+#   vm.last=  how the last kernel finds it: adopt, found, thawed, blocked, quiet, dumped
 #   vm.reason=  what the last kernel says of a device it has blocked
 #   vm.second=BDF  a second NIC, in a container that does not opt in, in the memory of dax1.0
 
@@ -27,6 +27,7 @@ step1() {
   run_ring "$NIC" /dev/dax0.0 "${how:-leave}"
   [ "$(parameter vm.last)" = dumped ] && crash
   if [ "$(parameter vm.image)" = again ]; then try "the image is loaded once more" load_image; fi
+  if [ "$(parameter vm.image)" = lines ]; then odd_command_lines; fi
   leave_ring 2
 }
 
@@ -95,6 +96,36 @@ load_image() {
   esac
 }
 
+# odd_command_lines: what a loader might take for the same pool and an IOMMU that is on, and the kernel
+# that is started with it does not. The last one is what is left loaded.
+odd_command_lines() {
+  is_not_armed elsewhere "-- iommu_preserve=16M@1344M"
+  is_not_armed "" "intel_iommu=sm_on intel_iommu=on"
+  is_not_armed "" "iommu=off iommu=pt"
+  is_not_armed "" "intel_iommu=off -- intel_iommu=on"
+  is_not_armed "" "mem=1340M"
+  is_not_armed "" "memmap=1340M"
+  is_not_armed "" "memmap=64K#16M,64K!1359M"
+  try "an ordinary command line loads" plain_load "intel_iommu=sm_on,sm_off mem=64G memmap=64K!1360M"
+  expect 0 "armed for it" raw_adopt rearm "$NIC" /dev/dax0.0
+  is_not_armed "" "memmap=2M!1350M"
+}
+
+# is_not_armed WHERE MORE: MORE at the end of the next command line; WHERE, if it names no pool before.
+is_not_armed() {
+  try "a command line with $2 loads" odd_load "$1" "$2"
+  expect 1 "not armed for it" raw_adopt rearm "$NIC" /dev/dax0.0
+  says "the hold is not armed"
+}
+
+odd_load() {
+  if [ -n "$1" ]; then
+    MEMMAP=$(memmaps | sed 's/iommu_preserve=[^ ]*//') plain_load "$2"
+  else
+    plain_load "$2"
+  fi
+}
+
 step2() { next_kernel 2; }
 step3() { next_kernel 3; }
 step4() { next_kernel 4; }
@@ -115,6 +146,7 @@ next_kernel() {
   case $(parameter vm.last) in
     blocked) is_blocked ;;
     found) is_found ;;
+    thawed) is_thawed ;;
     quiet) is_quiet ;;
     dumped) is_dumped ;;
     *) is_adopted ;;
@@ -182,6 +214,19 @@ is_found() {
   # Faults that are still being printed would tear the verdict's line.
   sleep 2
   echo
+}
+
+# is_thawed: adopted by somebody who never opens the device, and who ends.
+is_thawed() {
+  try "the NIC is bound again" bind "$NIC"
+  expect 0 "thawed and closed, the device never opened" raw_adopt thaw "$NIC" /dev/dax0.0
+  show_out
+  if masters_bus "$NIC"; then fail "it still masters the bus"; fi
+  pool_is_empty
+  [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
+  echo "$NIC" >/sys/bus/pci/drivers/vfio-pci/unbind
+  try "it is switched off" [ "$(cat "/sys/bus/pci/devices/$NIC/enable")" = 0 ]
+  sleep 2
 }
 
 # native BDF: lets the kernel choose a driver, and has one.

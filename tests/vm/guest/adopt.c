@@ -287,17 +287,33 @@ void adopt_expect(const char* what, int got, int wanted) {
       wanted ? strerror(wanted) : "done");
 }
 
-void adopt_note_context(struct mailbox* mailbox, const char* bdf) {
-  char line[512], wanted[64];
+// The kernel's line about the device; ends the program if there is none.
+static void device_line(const char* bdf, char* line, int size) {
+  char wanted[64];
   FILE* domains = fopen("/sys/kernel/iommu_preserve/domains", "re");
   if (!domains) die("/sys/kernel/iommu_preserve/domains");
   snprintf(wanted, sizeof wanted, "device %s ", bdf);
-  while (fgets(line, sizeof line, domains)) {
-    const char* context = strstr(line, "context=");
-    if (strncmp(line, wanted, strlen(wanted)) == 0 && context)
-      mailbox->context = strtoull(context + 8, NULL, 16);
-  }
-  fclose(domains);
   errno = 0;
-  if (!mailbox->context) die("the kernel lists no device %s", bdf);
+  do {
+    if (!fgets(line, size, domains)) die("the kernel lists no device %s", bdf);
+  } while (strncmp(line, wanted, strlen(wanted)) != 0);
+  fclose(domains);
+}
+
+void adopt_note_context(struct mailbox* mailbox, const char* bdf) {
+  char line[512];
+  device_line(bdf, line, sizeof line);
+  const char* context = strstr(line, "context=");
+  if (context) mailbox->context = strtoull(context + 8, NULL, 16);
+  errno = 0;
+  if (!mailbox->context) die("no context entry of %s", bdf);
+}
+
+void adopt_root(const char* bdf, char* root, size_t size) {
+  char line[512];
+  device_line(bdf, line, sizeof line);
+  const char* at = strstr(line, "root=");
+  errno = 0;
+  if (!at) die("no top table of %s", bdf);
+  snprintf(root, size, "%.*s", (int)strcspn(at + 5, " "), at + 5);
 }

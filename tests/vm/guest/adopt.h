@@ -5,6 +5,7 @@
 // region, and a receive ring that needs nobody. The host knows the same layout
 // (lib/adopt_oracle).
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "vfio.h"
@@ -104,5 +105,7 @@ void adopt_phase(struct mailbox* mailbox, uint64_t phase);
 void adopt_expect(const char* what, int got, int wanted);
 /// Notes where the device's context entry is, as the kernel says.
 void adopt_note_context(struct mailbox* mailbox, const char* bdf);
+/// The top table of the device's domain, as the kernel prints it.
+void adopt_root(const char* bdf, char* root, size_t size);
 
 #endif

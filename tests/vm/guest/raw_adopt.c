@@ -13,6 +13,7 @@
 //   raw_adopt die BDF DAX STEP    begins to adopt and is killed after step 1..6
 //   raw_adopt scale BDF DAX       65 535 mappings of 16 KiB: times of map, freeze and adopt
 //   raw_adopt adopt BDF DAX       takes the domain up, thaws, continues the ring, unmaps
+//   raw_adopt thaw BDF DAX        registers all and thaws, without ever opening the device
 //
 // What arrived, and where, is counted by the host alone, in the machine's memory
 // (lib/adopt_oracle).
@@ -47,6 +48,18 @@ static void check_hold(const struct vfio_device* vfio, uint8_t* memory) {
     adopt_expect("reset while held", ioctl(vfio->device, VFIO_DEVICE_RESET) ? errno : 0, EBUSY);
 }
 
+// The kernel's own tables are no memory for a device.
+static void check_pool(const struct vfio_device* vfio) {
+  int fd = open("/sys/kernel/iommu_preserve/pool", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) die("the pool");
+  void* pool = mmap(NULL, 0x200000, PROT_READ, MAP_SHARED, fd, 0);
+  if (pool == MAP_FAILED) die("map of the pool");
+  adopt_expect("map of the pool itself",
+               adopt_map(vfio, 0x300000000, pool, 0x200000, ADOPT_READ, 0), EXDEV);
+  munmap(pool, 0x200000);
+  close(fd);
+}
+
 static void run(const char* bdf, uint8_t* memory, const char* how) {
   struct vfio_device vfio;
   int plain = strcmp(how, "plain") == 0, behind = strcmp(how, "behind") == 0;
@@ -56,9 +69,11 @@ static void run(const char* bdf, uint8_t* memory, const char* how) {
   uint8_t* anonymous = mmap(NULL, ADOPT_PAGES * 4096ull, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (anonymous == MAP_FAILED) die("anonymous memory");
-  if (!plain)
+  if (!plain) {
     adopt_expect("map of memory that the next kernel hands out",
                  adopt_map(&vfio, 0x300000000, anonymous, 0x200000, ADOPT_RW, 0), EXDEV);
+    check_pool(&vfio);
+  }
   if (behind)
     adopt_map_behind(&vfio, memory, anonymous);
   else
@@ -226,8 +241,47 @@ static int fresh(const char* bdf, uint8_t* memory) {
   return 0;
 }
 
+// Giving up a domain while somebody owns the device's group, as yet without a type of container.
+static void release_owned(const char* bdf) {
+  struct vfio_device vfio = {.container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC)};
+  char root[64];
+  if (vfio.container < 0) die("/dev/vfio/vfio");
+  adopt_root(bdf, root, sizeof root);
+  adopt_expect("the group joins", adopt_join(&vfio, &vfio, bdf), 0);
+  int fd = open("/sys/kernel/iommu_preserve/release", O_WRONLY | O_CLOEXEC);
+  if (fd < 0) die("release");
+  adopt_expect("release of a domain whose group is owned",
+               write(fd, root, strlen(root)) < 0 ? errno : 0, EBUSY);
+  close(fd);
+  adopt_expect("the group leaves again", ioctl(vfio.group, VFIO_GROUP_UNSET_CONTAINER) ? errno : 0,
+               0);
+  close(vfio.group);
+  close(vfio.container);
+}
+
+// The hold ends while nobody has the device open: then it stops with the container.
+static int thaw_unopened(const char* bdf, uint8_t* memory) {
+  struct vfio_device vfio;
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
+  adopt_map_all(&vfio, memory, 0, ADOPT_LIVE_UPDATE);
+  phase(ADOPT_REGISTERED);
+  phase(ADOPT_THAWING);
+  adopt_preserve(&vfio, ADOPT_THAW);
+  errno = 0;
+  if (adopt_wait_frames(memory, adopt_frames(memory) + 300)) die("no frames arrive after thaw");
+  close(vfio.group);
+  close(vfio.container);
+  uint32_t after = adopt_frames(memory);
+  sleep(2);
+  printf("raw_adopt: %u frames when all was closed, %u two seconds later\n", after,
+         adopt_frames(memory));
+  if (adopt_frames(memory) != after) die("frames arrive after the container was closed");
+  return 0;
+}
+
 static int wrong(const char* bdf, uint8_t* memory) {
   struct vfio_device vfio;
+  release_owned(bdf);
   adopt_expect("a container of another type", adopt_try_open(&vfio, bdf, VFIO_TYPE1v2_IOMMU),
                EBUSY);
   adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
@@ -258,6 +312,8 @@ static int wrong(const char* bdf, uint8_t* memory) {
   adopt_expect("thaw with entries that nobody registered",
                ioctl(vfio.container, ADOPT_PRESERVE, &thaw) ? errno : 0, ENOTEMPTY);
   adopt_expect("forget", adopt_forget(&vfio, 0, 0x200000), 0);
+  adopt_expect("the group leaves a container that is held",
+               ioctl(vfio.group, VFIO_GROUP_UNSET_CONTAINER) ? errno : 0, EBUSY);
   return 0;
 }
 
@@ -273,7 +329,7 @@ int main(int argc, char** argv) {
     uint8_t* ring = map_region(argv[2], ADOPT_REGION, &dax);
     return adopt_wait_frames(ring, adopt_frames(ring) + 50);
   }
-  if (argc < 4) die("usage: raw_adopt run|rearm|wrong|fresh|die|scale|adopt BDF DAX [HOW]");
+  if (argc < 4) die("usage: raw_adopt run|rearm|wrong|fresh|die|scale|adopt|thaw BDF DAX [HOW]");
   uint8_t* memory = map_region(argv[3], ADOPT_REGION, &dax);
   mailbox = (struct mailbox*)memory;
   if (strcmp(argv[1], "run") == 0) {
@@ -283,7 +339,7 @@ int main(int argc, char** argv) {
   }
   if (strcmp(argv[1], "adopt") == 0) return adopt(argv[2], memory);
   if (strcmp(argv[1], "rearm") == 0) return rearm(argv[2]);
-  if (strcmp(argv[1], "rearm") == 0) return rearm(argv[2]);
+  if (strcmp(argv[1], "thaw") == 0) return thaw_unopened(argv[2], memory);
   if (strcmp(argv[1], "die") == 0 && argc == 5)
     return adopt_and_die(argv[2], memory, atoi(argv[4]));
   if (strcmp(argv[1], "scale") == 0) return scale(argv[2], memory);

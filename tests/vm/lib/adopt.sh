@@ -252,6 +252,13 @@ chain_control_left_behind() {
     saw first-wrong -ge 8192 && saw strays -eq 0 && saw faults -ge 1
 }
 
+# Its hold ends while nobody has the device open: it stops with its container, before it could reach
+# anything that its group gets next.
+chain_control_thawed_unopened() {
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.last=thawed" "${NIC_DEVICE[@]}" &&
+    saw wrong -eq 0 && saw strays -eq 0 && saw faults -eq 0 && saw during -ge 2000
+}
+
 chain_control_no_reservation() {
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.image=no-memory vm.reason=memory vm.last=blocked" "${NIC_DEVICE[@]}" &&
     saw wrong -eq 0 && saw strays -eq 0 && saw registered -eq 0
@@ -283,6 +290,9 @@ chain_control_moved_pool() { unarmed moved-pool; }
 chain_control_small_pool() { unarmed small-pool; }
 chain_control_old_call() { unarmed old-call; }
 chain_control_stock_image() { unarmed stock; }
+chain_control_command_lines() {
+  raw_chain 200 "$REGION_MEMMAP $ROOT_BUS vm.image=lines vm.last=quiet" "${NIC_DEVICE[@]}" && stopped
+}
 chain_control_loaded_again() {
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.image=again vm.last=quiet" "${NIC_DEVICE[@]}" && stopped
 }
