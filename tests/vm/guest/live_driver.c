@@ -7,7 +7,8 @@
 //     plain: does not opt in; scale: fills the container up to 65 535 mappings, 1.2 GiB in 4 KiB
 //     pages, and says how long the kernel took to map them
 //
-// Obeys one line on standard input, "SERIAL map": maps and unmaps one page through the library.
+// Obeys lines on standard input: "SERIAL map" maps and unmaps one page through the library, "SERIAL
+// behind" maps memory of this process, to be left behind, and leaves it.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -116,6 +118,26 @@ static void command_map(const char* serial) {
     printf("%s ok mapped and unmapped\n", serial);
 }
 
+// The next kernel may hand this memory out: without the flag it is refused.
+static void command_behind(const char* serial) {
+  hf_error error = {0};
+  hf_mapping mapping = {
+      .iova = EXTRA_IOVA, .size = 0x4000, .memory = memory, .access = HF_READ | HF_WRITE};
+  void* own = mmap(NULL, mapping.size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (own == MAP_FAILED) die("anonymous memory");
+  if (hf_map(container, &mapping, own, &error) != -EXDEV) {
+    printf("%s no it is not refused without the flag: %s\n", serial, error.cause);
+    return;
+  }
+  mapping.memory = NULL;
+  mapping.access |= HF_LEAVE_BEHIND;
+  if (hf_map(container, &mapping, own, &error))
+    printf("%s no code=%s %s\n", serial, error.code, error.cause);
+  else
+    printf("%s ok mapped, to be left behind\n", serial);
+}
+
 int main(int argc, char** argv) {
   struct vfio_device vfio;
   hf_error error;
@@ -151,6 +173,9 @@ int main(int argc, char** argv) {
     if (!fgets(line, sizeof line, stdin)) return 0;
     char* rest = line;
     const char* serial = strsep(&rest, " \n");
-    command_map(serial);
+    if (rest && strncmp(rest, "behind", 6) == 0)
+      command_behind(serial);
+    else
+      command_map(serial);
   }
 }

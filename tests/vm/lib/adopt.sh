@@ -203,6 +203,32 @@ chain_live_scale_no_caching_mode() {
   chain_live_scale
 }
 
+# Two containers through Holdfast; the host flips something of the first one's between the kernels.
+live_pair_chain() { # SCENARIO EXPECT
+  ORACLES=2
+  SCRIPT=live_pair RATE=300 adopt_machine 330 "$REGION_MEMMAP $SECOND_MEMMAP memmap=32M!1248M $ROOT_BUS \
+    vm.scenario=$1 vm.expect=$2" "${NIC_DEVICE[@]}" -device "e1000e,netdev=net1,addr=12.0"
+}
+# The first one goes on undisturbed, whatever was found about it.
+live_bad() { # SCENARIO DAMAGE CODE
+  DAMAGE=$2
+  live_pair_chain "$1" "$3" && saw damaged -eq 1 && saw wrong -eq 0 && saw strays -eq 0 &&
+    saw faults -eq 0 && saw registered -eq 0 && second_went_on
+}
+chain_live_bad_leaf() { live_bad live-bad-leaf leaf HF-TABLE-DIFFERS; }
+chain_live_bad_permission() { live_bad live-bad-permission permission HF-TABLE-DIFFERS; }
+chain_live_bad_context() { live_bad live-bad-context domain-id HF-CONTEXT-CHANGED; }
+chain_live_bad_pointer() { live_bad live-bad-pointer pointer HF-CONTEXT-CHANGED; }
+chain_live_neighbour_changes() {
+  DAMAGE=neighbour
+  live_pair_chain live-neighbour-changes both && saw damaged -eq 1 && saw neighbours -ge 1 &&
+    first_went_on && second_went_on
+}
+chain_live_release() {
+  live_pair_chain live-release release && first_went_on && HELD_SID=0x90 && saw wrong -eq 0 1 &&
+    saw strays -eq 0 1 && saw faults -eq 0 && saw registered -eq 0 1
+}
+
 pair_chain() { # PARAMETERS [QEMU ARGUMENT...]: by default the second NIC is 00:12.0
   ORACLES=2
   local second=("${@:2}")
