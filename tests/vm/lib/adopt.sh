@@ -96,6 +96,7 @@ saw() {
   esac
   case $2 in
     =) [ "$value" = "$3" ] && return ;;
+    !=) [ "$value" != "$3" ] && return ;;
     -eq) [ "$value" -eq "$3" ] && return ;;
     -ge) [ "$value" -ge "$3" ] && return ;;
     -le) [ "$value" -le "$3" ] && return ;;
@@ -225,8 +226,11 @@ chain_live_neighbour_changes() {
     first_went_on && second_went_on
 }
 chain_live_release() {
-  live_pair_chain live-release release && first_went_on && HELD_SID=0x90 && saw wrong -eq 0 1 &&
-    saw strays -eq 0 1 && saw faults -eq 0 && saw registered -eq 0 1
+  # What was left behind is taken out of the first one's tables on the way down, and nothing else.
+  live_pair_chain live-release release && saw wrong -eq 0 && saw strays -eq 0 && saw faults -eq 0 &&
+    saw during -ge 2000 && saw registered -eq 1 && saw finished -eq 1 && saw table-change != - &&
+    HELD_SID=0x90 && saw wrong -eq 0 1 && saw strays -eq 0 1 && saw faults -eq 0 &&
+    saw registered -eq 0 1
 }
 
 pair_chain() { # PARAMETERS [QEMU ARGUMENT...]: by default the second NIC is 00:12.0
