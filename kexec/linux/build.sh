@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # kexec/linux/build.sh: builds the patched kernel that the proof boots, and prints its bzImage's path.
 #
-#   build.sh             fetch, apply, build; or nothing, if that has been done before
-#   build.sh --path      where it is or would be, without building
-#   build.sh --source F  leaves the source with the series applied in the new folder F
+#   build.sh [--variant V]         fetch, apply, build; or nothing, if that has been done before
+#   build.sh [--variant V] --path  where it is or would be, without building
+#   build.sh --source F            leaves the source with the series applied in the new folder F
+#   build.sh [--variant V] --each  checks and builds it patch by patch: each must stand by itself
+#
+# Variants, each the kernel of the proof and the fragment config.V on top: kunit (tests inside the kernel,
+# time by function), debug (KASAN and lockdep; the tests too).
 #
 # Cached in $HOLDFAST_CACHE (${XDG_CACHE_HOME:-~/.cache}/holdfast) under a hash of all that goes in: the
-# series, the fragment, this script, the source package's version, the compiler.
+# series, the fragments, this script, the source package's version, the compiler.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -92,22 +96,63 @@ key() { # VERSION
   {
     echo "$1"
     gcc --version | head -n 1
-    cat "$here/build.sh" "$here/config" "$here/patches/series"
+    cat "$here/build.sh" "${fragments[@]}" "$here/patches/series"
     while IFS= read -r patch; do cat "$here/patches/$patch"; done \
       < <(grep -v -e '^#' -e '^$' "$here/patches/series")
   } | sha256sum | cut -c1-16
 }
 
-build() { # SOURCE
-  local jobs=${HOLDFAST_JOBS:-$(nproc)}
+configure() { # SOURCE
+  make -s -C "$1" allnoconfig
+  (cd "$1" && scripts/kconfig/merge_config.sh -m .config "${fragments[@]}" >/dev/null)
+  make -s -C "$1" olddefconfig
+}
+
+compile() { # SOURCE TARGET...
   export CCACHE_BASEDIR=$1 CCACHE_NOHASHDIR=1
   export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=holdfast KBUILD_BUILD_HOST=holdfast
-  make -s -C "$1" allnoconfig
-  (cd "$1" && scripts/kconfig/merge_config.sh -m .config "$here/config" >/dev/null)
-  make -s -C "$1" olddefconfig
-  grep -qx CONFIG_IOMMU_PRESERVE=y "$1/.config" || die "the fragment lost CONFIG_IOMMU_PRESERVE"
-  nice make -s -C "$1" -j "$jobs" CC="ccache gcc" bzImage >&2
+  nice make -s -C "$1" -j "${HOLDFAST_JOBS:-$(nproc)}" CC="ccache gcc" "${@:2}" >&2
 }
+
+build() { # SOURCE
+  local option
+  configure "$1"
+  while IFS= read -r option; do
+    grep -qxF "$option" "$1/.config" || die "the fragments' $option got lost"
+  done < <(grep -hx 'CONFIG_.*=y' "${fragments[@]}")
+  compile "$1" bzImage
+}
+
+# What the series touches, and what includes what it touches.
+touched=(arch/x86/ drivers/iommu/ drivers/pci/ drivers/vfio/ kernel/)
+
+# each FOLDER: without patches first, so that a warning later is a patch's own. checkpatch asks about
+# MAINTAINERS for every new file; the series adds none there.
+each() {
+  local patch log=$1.log
+  mkdir -p "$1"
+  tar xf "$archive" -C "$1" --strip-components=1
+  configure "$1"
+  compile "$1" "${touched[@]}"
+  while IFS= read -r patch; do
+    (cd "$1" && perl scripts/checkpatch.pl -q --ignore FILE_PATH_CHANGES "$here/patches/$patch" 2>/dev/null) ||
+      die "checkpatch has something to say about $patch"
+    patch -d "$1" -p1 -F 0 -s -f <"$here/patches/$patch" || die "$patch does not apply"
+    configure "$1"
+    compile "$1" "${touched[@]}" 2>&1 | tee "$log" >&2 || die "$patch does not build"
+    [ ! -s "$log" ] || die "$patch does not build silently"
+    say "$patch stands by itself"
+  done < <(grep -v -e '^#' -e '^$' "$here/patches/series")
+}
+
+fragments=("$here/config")
+variant=
+if [ "${1:-}" = --variant ]; then
+  variant=${2:-}
+  case $variant in kunit | debug) ;; *) die "no variant $variant; there are: kunit debug" ;; esac
+  fragments+=("$here/config.$variant")
+  shift 2
+fi
 
 version=$(choose_version)
 [ -n "$version" ] || die "no $package to be had; is the package mirror reachable?"
@@ -124,8 +169,16 @@ case ${1:-} in
     unpack "$2"
     exit
     ;;
+  --each)
+    check_tools
+    fetch "$version"
+    scratch=$(mktemp -d "$cache/each.XXXXXX")
+    trap 'rm -rf "$scratch" "$scratch.log"' EXIT
+    each "$scratch"
+    exit
+    ;;
   '') ;;
-  *) die "usage: build.sh [--path | --source NEW-FOLDER]" ;;
+  *) die "usage: build.sh [--variant kunit|debug] [--path | --each] | --source NEW-FOLDER" ;;
 esac
 
 if [ ! -f "$folder/complete" ]; then
@@ -138,7 +191,7 @@ if [ ! -f "$folder/complete" ]; then
   fetch "$version"
   rm -rf "$folder.new"
   unpack "$folder.new/source"
-  say "building $package $version with the series (some 10 minutes, less with a warm ccache)"
+  say "building $package $version with the series${variant:+, variant $variant} (some 10 minutes, less with a warm ccache)"
   build "$folder.new/source"
   cp "$folder.new/source/arch/x86/boot/bzImage" "$folder.new/source/vmlinux" "$folder.new/"
   cp "$folder.new/source/.config" "$folder.new/config"

@@ -167,6 +167,11 @@ chain_adopt_scale_no_caching_mode() {
   raw_chain 300 "$REGION_MEMMAP $ROOT_BUS vm.scale=yes" "${NIC_DEVICE[@]}" && went_on
 }
 
+# What the kernel's own tests, run at boot, have to say.
+chain_adopt_accounting() {
+  SCRIPT=accounting machine 60 "$POOL kunit.enable=1" -no-reboot
+}
+
 # One that adopts nothing in between; five in a row at a rate that the ring lasts for.
 chain_adopt_five_kernels() {
   RATE=300
