@@ -174,7 +174,8 @@ is_adopted() {
   masters_bus "$NIC" && fail "given up for good it still masters the bus"
   pool_is_empty
   if [ "$(parameter vm.scale)" = yes ]; then
-    expect 0 "scale" raw_adopt scale "$NIC" /dev/dax0.0
+    try "the kernel tells time by function" mount -t tracefs tracing /sys/kernel/tracing
+    expect 0 "scale" raw_scale "$NIC" /dev/dax0.0
     show_out
     pool_is_empty
   fi

@@ -11,7 +11,6 @@
 //   raw_adopt wrong BDF DAX       everything that must be refused; changes nothing
 //   raw_adopt fresh BDF DAX       opts in with a device that was blocked: nothing is inherited
 //   raw_adopt die BDF DAX STEP    begins to adopt and is killed after step 1..6
-//   raw_adopt scale BDF DAX       65 535 mappings of 16 KiB: times of map, freeze and adopt
 //   raw_adopt adopt BDF DAX       takes the domain up, thaws, continues the ring, unmaps
 //   raw_adopt thaw BDF DAX        registers all and thaws, without ever opening the device
 //
@@ -27,7 +26,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "adopt.h"
@@ -180,54 +178,6 @@ static int adopt_and_die(const char* bdf, uint8_t* memory, int wanted) {
   die("there is no step %d", wanted);
 }
 
-static double seconds(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
-#define SCALE_MAPPINGS 65535u
-#define SCALE_SIZE 0x4000ull
-
-static double map_many(const struct vfio_device* vfio, uint8_t* memory, uint32_t flags) {
-  double begin = seconds();
-  for (uint64_t i = 0; i < SCALE_MAPPINGS; i++) {
-    errno = adopt_map(vfio, i * SCALE_SIZE, memory + i * 7 % 1000 * SCALE_SIZE, SCALE_SIZE,
-                      ADOPT_RW, flags);
-    if (errno) die("mapping %llu", (unsigned long long)i);
-  }
-  return seconds() - begin;
-}
-
-// In one kernel, so that the times can be compared: what was mapped is forgotten under a hold and
-// registered again, as after a kexec.
-static int scale(const char* bdf, uint8_t* memory) {
-  struct vfio_device vfio;
-  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
-  double map = map_many(&vfio, memory, 0);
-  double begin = seconds();
-  adopt_preserve(&vfio, ADOPT_HOLD);
-  double hold = seconds() - begin;
-  begin = seconds();
-  for (uint64_t i = 0; i < SCALE_MAPPINGS; i++) {
-    errno = adopt_forget(&vfio, i * SCALE_SIZE, SCALE_SIZE);
-    if (errno) die("forget %llu", (unsigned long long)i);
-  }
-  double forget = seconds() - begin;
-  double adopted = map_many(&vfio, memory, ADOPT_LIVE_UPDATE);
-  begin = seconds();
-  adopt_preserve(&vfio, ADOPT_THAW);
-  double thaw = seconds() - begin;
-  printf(
-      "scale: %u mappings, %llu MiB in 4 KiB pages: map %.3f s, hold %.6f s, forget %.3f s, "
-      "adopt %.3f s, thaw %.6f s; adopt / map %.2f\n",
-      SCALE_MAPPINGS, SCALE_MAPPINGS * SCALE_SIZE >> 20, map, hold, forget, adopted, thaw,
-      adopted / map);
-  errno = 0;
-  if (adopted > map) die("adopting is slower than mapping");
-  return 0;
-}
-
 static int fresh(const char* bdf, uint8_t* memory) {
   struct vfio_device vfio;
   adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
@@ -329,7 +279,7 @@ int main(int argc, char** argv) {
     uint8_t* ring = map_region(argv[2], ADOPT_REGION, &dax);
     return adopt_wait_frames(ring, adopt_frames(ring) + 50);
   }
-  if (argc < 4) die("usage: raw_adopt run|rearm|wrong|fresh|die|scale|adopt|thaw BDF DAX [HOW]");
+  if (argc < 4) die("usage: raw_adopt run|rearm|wrong|fresh|die|adopt|thaw BDF DAX [HOW]");
   uint8_t* memory = map_region(argv[3], ADOPT_REGION, &dax);
   mailbox = (struct mailbox*)memory;
   if (strcmp(argv[1], "run") == 0) {
@@ -342,7 +292,6 @@ int main(int argc, char** argv) {
   if (strcmp(argv[1], "thaw") == 0) return thaw_unopened(argv[2], memory);
   if (strcmp(argv[1], "die") == 0 && argc == 5)
     return adopt_and_die(argv[2], memory, atoi(argv[4]));
-  if (strcmp(argv[1], "scale") == 0) return scale(argv[2], memory);
   if (strcmp(argv[1], "fresh") == 0) return fresh(argv[2], memory);
   if (strcmp(argv[1], "wrong") == 0) return wrong(argv[2], memory);
   die("unknown word %s", argv[1]);

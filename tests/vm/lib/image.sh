@@ -66,6 +66,7 @@ build_image() {
   guest_program raw_refused raw_refused.c adopt.c vfio.c
   guest_program raw_pool raw_pool.c adopt.c vfio.c
   guest_program raw_units raw_units.c adopt.c vfio.c
+  guest_program raw_scale raw_scale.c adopt.c vfio.c
   guest_program raw_pair raw_pair.c adopt.c vfio.c
   if [ "${1:-}" = with-holdfast ]; then
     install_holdfast
