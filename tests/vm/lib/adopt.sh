@@ -186,7 +186,7 @@ chain_adopt_next_to_another() {
 }
 
 # Through Holdfast: record, freeze, kexec, restore, take.
-chain_live() {
+chain_live_adopt() {
   RATE=1000 adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.scenario=live-adopt" \
     "${NIC_DEVICE[@]}" && went_on
 }
