@@ -212,7 +212,7 @@ chain_live_scale_no_caching_mode() {
 # Two containers through Holdfast; the host flips something of the first one's between the kernels.
 live_pair_chain() { # SCENARIO EXPECT
   ORACLES=2
-  SCRIPT=live_pair RATE=300 adopt_machine 330 "$REGION_MEMMAP $SECOND_MEMMAP memmap=32M!1248M $ROOT_BUS \
+  SCRIPT=live_pair RATE=600 adopt_machine 330 "$REGION_MEMMAP $SECOND_MEMMAP memmap=32M!1248M $ROOT_BUS \
     vm.scenario=$1 vm.expect=$2" "${NIC_DEVICE[@]}" -device "e1000e,netdev=net1,addr=12.0"
 }
 # The first one goes on undisturbed, whatever was found about it.
