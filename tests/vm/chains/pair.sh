@@ -35,6 +35,10 @@ step2() {
     one_is_gone
     return
   fi
+  if [ "$(parameter vm.split)" = yes ]; then
+    neither_goes_on
+    return
+  fi
   for nic in $NIC $SECOND; do try "$nic is bound again" bind "$nic"; done
   reason=$(parameter vm.reason)
   if [ "$(parameter vm.together)" = yes ]; then
@@ -58,6 +62,40 @@ step2() {
   done_with "$SCENARIO"
 }
 
+# its_entry_goes: of a container with both, the one that is there is adopted and closed; what is freed then
+# is not left in the entry of the other.
+its_entry_goes() {
+  context=$(sed -n "s/^device $SECOND root=.* context=\([^ ]*\) .*/\1/p" /sys/kernel/iommu_preserve/domains)
+  try "its entry is present" is_present "$context"
+  expect 0 "the first is adopted, thawed and closed" raw_pair alone "$NIC" /dev/dax0.0 "$SECOND" /dev/dax1.0
+  show_out
+  [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
+  expect 1 "the entry of the one that is gone leads nowhere" is_present "$context"
+  kernel_is_calm
+  done_with "$SCENARIO"
+}
+
+# is_present CONTEXT: the entry at this address in the pool.
+is_present() {
+  base=$(cat /sys/kernel/iommu_preserve/pool_base)
+  low=$(dd if=/sys/kernel/iommu_preserve/pool bs=1 skip=$(($1 - base)) count=1 2>/dev/null | od -An -tu1)
+  [ $((low & 1)) = 1 ]
+}
+
+# neither_goes_on: no inherited domain, and no device that keeps its entry.
+neither_goes_on() {
+  expect 0 "one is refused" grep "^refused .* reason=context" /sys/kernel/iommu_preserve/domains
+  expect 1 "the other has no entry either" grep "^device " /sys/kernel/iommu_preserve/domains
+  # 20 s each if nothing arrives: the host goes on sending.
+  for dax in 0 1; do
+    expect 1 "nothing arrives in dax$dax.0" raw_adopt more /dev/dax$dax.0
+  done
+  sleep 1
+  echo
+  kernel_is_calm
+  done_with "$SCENARIO"
+}
+
 # one_is_gone: the other one is adopted; what is left of the one that is gone can be seen, and ended.
 one_is_gone() {
   try "the second NIC is gone" [ ! -e "/sys/bus/pci/devices/$SECOND" ]
@@ -65,6 +103,10 @@ one_is_gone() {
   root=$(sed -n "s/^device $SECOND root=\([^ ]*\) .*/\1/p" /sys/kernel/iommu_preserve/domains)
   try "held, by nobody" grep "^domain root=$root .*state=held,inherited,parked" /sys/kernel/iommu_preserve/domains
   try "the first NIC is bound again" bind "$NIC"
+  if [ "$(parameter vm.together)" = yes ]; then
+    its_entry_goes
+    return
+  fi
   expect 0 "it is adopted" raw_adopt adopt "$NIC" /dev/dax0.0
   show_out
   before=$(cat /sys/kernel/iommu_preserve/pool_used)

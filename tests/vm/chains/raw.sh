@@ -223,6 +223,7 @@ is_thawed() {
   expect 0 "thawed and closed, the device never opened" raw_adopt thaw "$NIC" /dev/dax0.0
   show_out
   if masters_bus "$NIC"; then fail "it still masters the bus"; fi
+  try "the port above it still does" masters_bus "$(basename "$(dirname "$(readlink -f "/sys/bus/pci/devices/$NIC")")")"
   pool_is_empty
   [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
   echo "$NIC" >/sys/bus/pci/drivers/vfio-pci/unbind

@@ -2,12 +2,14 @@
 //
 //   raw_pair run BDF DAX BDF2 DAX2    both in one container, both rings run, held; ends
 //   raw_pair adopt BDF DAX BDF2 DAX2  the same container again, thaw, unmap
+//   raw_pair alone BDF DAX BDF2 DAX2  the same where the second device is gone: its mappings only
 //   raw_pair mixed BDF BDF2           of two containers: one cannot take the other's group
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "adopt.h"
 #include "vfio.h"
@@ -24,8 +26,23 @@ struct side {
 
 static struct side sides[2];
 
+// Two functions that the machine cannot keep apart are in one group.
+static int shared_group(void) {
+  char path[128], group[2][256] = {"", ""};
+  for (int i = 0; i < 2; i++) {
+    snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", sides[i].bdf);
+    if (readlink(path, group[i], sizeof group[i] - 1) < 0) die("%s", path);
+  }
+  return strcmp(group[0], group[1]) == 0;
+}
+
 static void open_both(void) {
   adopt_open(&sides[0].vfio, sides[0].bdf, ADOPT_TYPE1V2_PRESERVED);
+  if (shared_group()) {
+    sides[1].vfio = sides[0].vfio;
+    snprintf(sides[1].vfio.bdf, sizeof sides[1].vfio.bdf, "%s", sides[1].bdf);
+    return;
+  }
   adopt_expect("the second group joins", adopt_join(&sides[0].vfio, &sides[1].vfio, sides[1].bdf),
                0);
 }
@@ -79,6 +96,23 @@ static int adopt(void) {
   return 0;
 }
 
+// The second device is gone, what it was given is still in the tables.
+static int alone(void) {
+  adopt_open(&sides[0].vfio, sides[0].bdf, ADOPT_TYPE1V2_PRESERVED);
+  for (int i = 0; i < 2; i++)
+    adopt_map_all(&sides[0].vfio, sides[i].memory, sides[i].base, ADOPT_LIVE_UPDATE);
+  sides[0].vfio.device = adopt_device(&sides[0].vfio);
+  adopt_phase(sides[0].mailbox, ADOPT_REGISTERED);
+  errno = 0;
+  if (adopt_wait_frames(sides[0].memory, adopt_frames(sides[0].memory) + 300))
+    die("no frames arrive at %s", sides[0].bdf);
+  adopt_phase(sides[0].mailbox, ADOPT_THAWING);
+  adopt_preserve(&sides[0].vfio, ADOPT_THAW);
+  adopt_phase(sides[0].mailbox, ADOPT_DONE);
+  adopt_ring_stop(&sides[0].vfio);
+  return 0;
+}
+
 static int mixed(void) {
   adopt_open(&sides[0].vfio, sides[0].bdf, ADOPT_TYPE1V2_PRESERVED);
   adopt_expect("another container's group",
@@ -94,7 +128,7 @@ int main(int argc, char** argv) {
     sides[1].bdf = argv[3];
     return mixed();
   }
-  if (argc != 6) die("usage: raw_pair run|adopt BDF DAX BDF2 DAX2");
+  if (argc != 6) die("usage: raw_pair run|adopt|alone BDF DAX BDF2 DAX2");
   for (int i = 0; i < 2; i++) {
     sides[i].bdf = argv[2 + 2 * i];
     sides[i].memory = map_region(argv[3 + 2 * i], ADOPT_REGION, &dax);
@@ -102,5 +136,6 @@ int main(int argc, char** argv) {
     sides[i].base = i * SECOND_BASE;
     if (strcmp(argv[1], "run") == 0) adopt_mailbox_start(sides[i].mailbox, argv[3 + 2 * i]);
   }
+  if (strcmp(argv[1], "alone") == 0) return alone();
   return strcmp(argv[1], "run") == 0 ? run() : adopt();
 }

@@ -261,10 +261,40 @@ chain_adopt_the_undamaged() {
   pair_chain vm.reason=table && saw damaged -eq 1 && saw strays -eq 0 && second_went_on
 }
 
+# Two functions that a port without ACS puts into one group, and the domain id in the entry of one is flipped:
+# the group has no domain in common any more, so neither goes on.
+chain_control_split_group() {
+  NIC_DEVICE=(-device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off,disable-acs=on"
+    -device "e1000e,bus=slot1,addr=0.0,multifunction=on,netdev=net0")
+  ROOT_BUS="vm.nic=0000:01:00.0"
+  DAMAGE=domain-id
+  pair_chain "vm.second=0000:01:00.1 vm.together=yes vm.split=yes" \
+    -device "e1000e,bus=slot1,addr=0.1,netdev=net1" && saw damaged -eq 1 && saw strays -eq 0 &&
+    saw wrong -eq 0 && saw strays -eq 0 1 && saw wrong -eq 0 1 && saw registered -eq 0 &&
+    saw registered -eq 0 1
+}
+
+# Two containers, and the entry of one gets the domain id of the other: they would share what the hardware
+# has cached, so neither goes on.
+chain_control_same_id() {
+  DAMAGE=same-id
+  pair_chain vm.split=yes && saw damaged -eq 1 && saw strays -eq 0 && saw wrong -eq 0 &&
+    saw strays -eq 0 1 && saw wrong -eq 0 1 && saw registered -eq 0 && saw registered -eq 0 1
+}
+
 # The second one, behind a port, is taken out between the kernels.
 chain_control_removed() {
   UNPLUG=11.0
   pair_chain "vm.second=0000:01:00.0 vm.removed=yes" \
+    -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off" \
+    -device "e1000e,bus=slot1,netdev=net1" && first_went_on && saw wrong -eq 0 1 &&
+    saw strays -eq 0 1 && saw registered -eq 0 1 && saw unplugged -eq 1
+}
+
+# The same in one container.
+chain_control_removed_thawed() {
+  UNPLUG=11.0
+  pair_chain "vm.second=0000:01:00.0 vm.removed=yes vm.together=yes" \
     -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off" \
     -device "e1000e,bus=slot1,netdev=net1" && first_went_on && saw wrong -eq 0 1 &&
     saw strays -eq 0 1 && saw registered -eq 0 1 && saw unplugged -eq 1
@@ -288,9 +318,12 @@ chain_control_left_behind() {
 }
 
 # Its hold ends while nobody has the device open: it stops with its container, before it could reach
-# anything that its group gets next.
+# anything that its group gets next. The port is in its group, for want of ACS, and goes on.
 chain_control_thawed_unopened() {
-  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.last=thawed" "${NIC_DEVICE[@]}" &&
+  HELD_SID=0x100
+  raw_chain 150 "$REGION_MEMMAP vm.nic=0000:01:00.0 vm.last=thawed" \
+    -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off,disable-acs=on" \
+    -device "e1000e,bus=slot1,netdev=net0" &&
     saw wrong -eq 0 && saw strays -eq 0 && saw faults -eq 0 && saw during -ge 2000
 }
 
