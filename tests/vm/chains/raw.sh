@@ -34,7 +34,7 @@ step1() {
 # run_ring BDF DAX HOW: in the background where it stays, until it is held.
 run_ring() {
   case $3 in
-    stay | interrupts | plain)
+    stay | interrupts | plain | hammer)
       raw_adopt run "$1" "$2" "$3" >"/run/ring${2#/dev/}" 2>&1 &
       wait_for 40 "the ring of $1" grep -q "phase 2" "/run/ring${2#/dev/}"
       sed 's/^/    /' "/run/ring${2#/dev/}"
@@ -158,6 +158,14 @@ next_kernel() {
 is_adopted() {
   [ "$(parameter vm.fill)" = yes ] && fill_memory
   native_is_kept_out "$NIC"
+  # Where the kernel has runtime power management.
+  if [ -e "/sys/bus/pci/devices/$NIC/power/control" ]; then
+    try "without a driver it does not idle" does_not_idle "$NIC"
+  fi
+  if [ "$(parameter vm.how)" = hammer ]; then
+    expect 0 "no hold ended during the kexec" raw_adopt hammered /dev/dax0.0
+    show_out
+  fi
   try "the NIC is bound again" bind "$NIC"
   try "bound, it masters the bus, in D0" is_running "$NIC"
   expect 0 "what must be refused" raw_adopt wrong "$NIC" /dev/dax0.0
@@ -180,6 +188,12 @@ is_adopted() {
     pool_is_empty
   fi
   [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain is left"
+}
+
+does_not_idle() {
+  echo auto >"/sys/bus/pci/devices/$1/power/control"
+  sleep 0.5
+  [ "$(cat "/sys/bus/pci/devices/$1/power/runtime_status")" = active ]
 }
 
 # is_blocked: the kernel found it, did not like it, and says so.

@@ -5,6 +5,9 @@
 //                                 ending), interrupts (MSI-X for every frame, stays), behind (most
 //                                 buffers in memory that is left behind), unarmed (the hold must
 //                                 not arm), plain (no opt-in, stays)
+//                                 hammer (stays, and once the kexec is under way tries to thaw and
+//                                 to set interrupts up until the end)
+//   raw_adopt hammered DAX        what came of that
 //   raw_adopt mark DAX PHASE      tells the host where the story is
 //   raw_adopt more DAX            waits for more frames, touching nothing
 //   raw_adopt rearm BDF DAX       arms for the next kernel, registers nothing
@@ -58,10 +61,57 @@ static void check_pool(const struct vfio_device* vfio) {
   close(fd);
 }
 
+// How often a call was refused with EBUSY, and how often it was not; in the region, for the next
+// kernel.
+struct hammered {
+  volatile uint32_t thaw_refused, thaw_done, irqs_refused, irqs_done;
+};
+#define HAMMERED 0x800
+
+static void count(int result, volatile uint32_t* refused, volatile uint32_t* done) {
+  if (result && errno == EBUSY)
+    ++*refused;
+  else
+    ++*done;
+}
+
+// From when the first device has been shut down, until this CPU is stopped.
+static void hammer(const struct vfio_device* vfio, uint8_t* memory) {
+  struct hammered* hammered = (struct hammered*)(memory + HAMMERED);
+  struct adopt_preserve thaw = {.argsz = sizeof thaw, .op = ADOPT_THAW};
+  struct vfio_irq_set irqs = {.argsz = sizeof irqs,
+                              .flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER,
+                              .index = VFIO_PCI_MSIX_IRQ_INDEX};
+  int disk = open("/sys/bus/pci/devices/0000:00:1e.0/config", O_RDONLY | O_CLOEXEC);
+  uint16_t command = 0;
+  memset(hammered, 0, sizeof *hammered);
+  do
+    if (pread(disk, &command, sizeof command, 4) != sizeof command) die("the disk's config space");
+  while (command & 4);
+  for (;;) {
+    count(ioctl(vfio->container, ADOPT_PRESERVE, &thaw), &hammered->thaw_refused,
+          &hammered->thaw_done);
+    count(ioctl(vfio->device, VFIO_DEVICE_SET_IRQS, &irqs), &hammered->irqs_refused,
+          &hammered->irqs_done);
+  }
+}
+
+static int show_hammered(uint8_t* memory) {
+  const struct hammered* hammered = (const struct hammered*)(memory + HAMMERED);
+  printf(
+      "raw_adopt: during the kexec: thaw refused %u times, done %u; SET_IRQS refused %u, done %u\n",
+      hammered->thaw_refused, hammered->thaw_done, hammered->irqs_refused, hammered->irqs_done);
+  errno = 0;
+  if (!hammered->thaw_refused || hammered->thaw_done) die("a hold ended during a kexec");
+  if (!hammered->irqs_refused || hammered->irqs_done) die("interrupts were set up during a kexec");
+  return 0;
+}
+
 static void run(const char* bdf, uint8_t* memory, const char* how) {
   struct vfio_device vfio;
   int plain = strcmp(how, "plain") == 0, behind = strcmp(how, "behind") == 0;
   int stay = plain || strcmp(how, "stay") == 0 || strcmp(how, "interrupts") == 0;
+  int hammers = strcmp(how, "hammer") == 0;
   adopt_open(&vfio, bdf, plain ? VFIO_TYPE1v2_IOMMU : ADOPT_TYPE1V2_PRESERVED);
   vfio.device = adopt_device(&vfio);
   uint8_t* anonymous = mmap(NULL, ADOPT_PAGES * 4096ull, PROT_READ | PROT_WRITE,
@@ -96,6 +146,7 @@ static void run(const char* bdf, uint8_t* memory, const char* how) {
     adopt_note_context(mailbox, bdf);
   }
   phase(ADOPT_HELD);
+  if (hammers) hammer(&vfio, memory);
   if (stay)
     for (;;) pause();
 }
@@ -275,6 +326,8 @@ int main(int argc, char** argv) {
     phase(strtoull(argv[3], NULL, 10));
     return 0;
   }
+  if (argc == 3 && strcmp(argv[1], "hammered") == 0)
+    return show_hammered(map_region(argv[2], ADOPT_REGION, &dax));
   if (argc == 3 && strcmp(argv[1], "more") == 0) {
     uint8_t* ring = map_region(argv[2], ADOPT_REGION, &dax);
     return adopt_wait_frames(ring, adopt_frames(ring) + 50);

@@ -144,6 +144,14 @@ chain_adopt_no_intremap() {
     "${NIC_DEVICE[@]}" && went_on
 }
 
+# Its process tries to end the hold, and to have interrupts, after devices have been shut down. Four more
+# give it time for that: they are shut down between the disk that it watches and its own.
+chain_adopt_hammered() {
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=hammer" "${NIC_DEVICE[@]}" \
+    -device e1000e,addr=13.0 -device e1000e,addr=14.0 -device e1000e,addr=15.0 -device e1000e,addr=16.0 &&
+    went_on
+}
+
 chain_adopt_interrupts() {
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=interrupts" "${NIC_DEVICE[@]}" && went_on
 }
