@@ -195,7 +195,7 @@ chain_adopt_next_to_another() {
 
 # Through Holdfast: record, freeze, kexec, restore, take.
 chain_live_adopt() {
-  RATE=1000 adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.scenario=live-adopt" \
+  RATE=1000 SCRIPT=live adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS" \
     "${NIC_DEVICE[@]}" && went_on
 }
 
