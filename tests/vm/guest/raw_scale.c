@@ -127,7 +127,8 @@ static void round_of(const struct vfio_device* vfio, const struct shape* shape, 
   uint64_t before = pool_used();
   tell(TRACING "function_profile_enabled", "1");  // from zero
   sum->map += map_many(vfio, shape, memory, 0);
-  sum->pool = pool_used() - before;
+  // Emptied tables stay until the container goes: later rounds take none.
+  if (sum->pool == 0) sum->pool = pool_used() - before;
   sum->hold += preserve(vfio, ADOPT_HOLD);
   sum->forget += forget_many(vfio, shape);
   sum->adopt += map_many(vfio, shape, memory, ADOPT_LIVE_UPDATE);
