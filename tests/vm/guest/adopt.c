@@ -17,12 +17,8 @@
 
 // The group descriptor, or -1 with errno.
 static int open_group(const char* bdf) {
-  char path[128], link[256];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", bdf);
-  ssize_t length = readlink(path, link, sizeof link - 1);
-  if (length < 0) die("%s", path);
-  link[length] = 0;
-  snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
+  char path[128];
+  vfio_group_path(bdf, path, sizeof path);
   return open(path, O_RDWR | O_CLOEXEC);
 }
 

@@ -5,7 +5,6 @@
 // region, and a receive ring that needs nobody. The host knows the same layout
 // (lib/adopt_oracle).
 
-#include <stddef.h>
 #include <stdint.h>
 
 #include "vfio.h"

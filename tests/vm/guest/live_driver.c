@@ -52,13 +52,9 @@ static int open_node(const char* path) {
 
 // Container and group, the IOMMU's type not chosen yet.
 static void open_group(struct vfio_device* vfio, const char* bdf) {
-  char path[128], link[256];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", bdf);
-  ssize_t length = readlink(path, link, sizeof link - 1);
-  if (length < 0) die("%s", path);
-  link[length] = 0;
+  char path[128];
+  vfio_group_path(bdf, path, sizeof path);
   snprintf(vfio->bdf, sizeof vfio->bdf, "%.15s", bdf);
-  snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
   vfio->container = open_node("/dev/vfio/vfio");
   vfio->group = open_node(path);
   if (ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container)) die("SET_CONTAINER");

@@ -28,11 +28,8 @@ static struct side sides[2];
 
 // Two functions that the machine cannot keep apart are in one group.
 static int shared_group(void) {
-  char path[128], group[2][256] = {"", ""};
-  for (int i = 0; i < 2; i++) {
-    snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", sides[i].bdf);
-    if (readlink(path, group[i], sizeof group[i] - 1) < 0) die("%s", path);
-  }
+  char group[2][128];
+  for (int i = 0; i < 2; i++) vfio_group_path(sides[i].bdf, group[i], sizeof group[i]);
   return strcmp(group[0], group[1]) == 0;
 }
 

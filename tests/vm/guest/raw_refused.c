@@ -146,12 +146,8 @@ static void no_taking_up(const struct vfio_device* vfio) {
 
 // The group's node is the user's, as where an administrator has given a device away.
 static void give_group(const char* bdf) {
-  char path[128], link[256];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", bdf);
-  ssize_t length = readlink(path, link, sizeof link - 1);
-  if (length < 0) die("%s", path);
-  link[length] = 0;
-  snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
+  char path[128];
+  vfio_group_path(bdf, path, sizeof path);
   if (chmod(path, 0666) || chmod("/dev/vfio/vfio", 0666)) die("chmod %s", path);
 }
 

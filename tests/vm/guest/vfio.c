@@ -30,15 +30,20 @@ void die(const char* format, ...) {
   exit(1);
 }
 
-void vfio_open(struct vfio_device* vfio, const char* bdf) {
-  char path[128], link[256];
-  struct vfio_group_status status = {.argsz = sizeof status};
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", bdf);
+void vfio_group_path(const char* bdf, char* path, size_t size) {
+  char link[256];
+  snprintf(path, size, "/sys/bus/pci/devices/%s/iommu_group", bdf);
   ssize_t length = readlink(path, link, sizeof link - 1);
   if (length < 0) die("%s", path);
   link[length] = 0;
+  snprintf(path, size, "/dev/vfio/%s", strrchr(link, '/') + 1);
+}
+
+void vfio_open(struct vfio_device* vfio, const char* bdf) {
+  char path[128];
+  struct vfio_group_status status = {.argsz = sizeof status};
+  vfio_group_path(bdf, path, sizeof path);
   snprintf(vfio->bdf, sizeof vfio->bdf, "%s", bdf);
-  snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
   vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
   if (vfio->container < 0) die("/dev/vfio/vfio");
   vfio->group = open(path, O_RDWR | O_CLOEXEC);

@@ -18,6 +18,8 @@ struct vfio_device {
 /// Prints "PROGRAM: text: strerror(errno)" (errno 0: without it) and exits 1.
 __attribute__((noreturn, format(printf, 1, 2))) void die(const char* format, ...);
 
+/// Where the group of this device is opened, /dev/vfio/N. Ends the program if it has none.
+void vfio_group_path(const char* bdf, char* path, size_t size);
 /// Opens container, group and device of a function bound to vfio-pci, type1v2.
 void vfio_open(struct vfio_device* vfio, const char* bdf);
 /// Maps `size` bytes at `memory` to `iova`, read and write. Returns 0 or errno.

@@ -291,22 +291,15 @@ chain_control_same_id() {
 }
 
 # The second one, behind a port, is taken out between the kernels.
-chain_control_removed() {
+removed_chain() { # PARAMETERS
   UNPLUG=11.0
-  pair_chain "vm.second=0000:01:00.0 vm.removed=yes" \
+  pair_chain "vm.second=0000:01:00.0 vm.removed=yes $1" \
     -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off" \
     -device "e1000e,bus=slot1,netdev=net1" && first_went_on && saw wrong -eq 0 1 &&
     saw strays -eq 0 1 && saw registered -eq 0 1 && saw unplugged -eq 1
 }
-
-# The same in one container.
-chain_control_removed_thawed() {
-  UNPLUG=11.0
-  pair_chain "vm.second=0000:01:00.0 vm.removed=yes vm.together=yes" \
-    -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off" \
-    -device "e1000e,bus=slot1,netdev=net1" && first_went_on && saw wrong -eq 0 1 &&
-    saw strays -eq 0 1 && saw registered -eq 0 1 && saw unplugged -eq 1
-}
+chain_control_removed() { removed_chain ""; }
+chain_control_removed_thawed() { removed_chain vm.together=yes; } # both in one container
 
 # What must not go on, each in its own way.
 
