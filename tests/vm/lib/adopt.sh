@@ -23,6 +23,9 @@ for one in held: one.bind(("127.0.0.1", 0))
 print(*(one.getsockname()[1] for one in held))' "$1"
 }
 
+# A kernel that is slower has its frames more slowly, so that the ring lasts.
+rate() { echo $((${RATE:-1200} / ${HOLDFAST_VM_SLOW:-1})); }
+
 # adopt_machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine under the eyes of an oracle for each NIC
 # (ORACLES, default 1), sending RATE frames a second, one (DAMAGED, default 0) flipping a bit of DAMAGE. UNPLUG: a
 # root port whose slot loses power between the kernels. UNIT: where a second IOMMU has its registers. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
@@ -38,7 +41,7 @@ adopt_machine() {
     damage=none
     if [ $n = "${DAMAGED:-0}" ]; then damage=${DAMAGE:-none}; fi
     "$here/lib/adopt_oracle" --ram "$ram" --to "${ports[2 * n]}" --from "${ports[2 * n + 1]}" \
-      --out "$VM_DIR/$CHAIN.oracle.$n" --rate "${RATE:-1200}" --id $n \
+      --out "$VM_DIR/$CHAIN.oracle.$n" --rate "$(rate)" --id $n \
       --pool 0x54000000 --damage "$damage" 2>"$VM_DIR/$CHAIN.oracle.err" &
     oracles+=($!)
     nets+=(-netdev "socket,id=net$n,udp=127.0.0.1:${ports[2 * n + 1]},localaddr=127.0.0.1:${ports[2 * n]}")
