@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "kexec/kexec_steps.h"
 #include "kexec/text.h"
 #include "restore/kernel/preserve.h"
@@ -16,36 +18,110 @@ std::string pool_text(const PoolFacts& pool) {
   return fmt::format("{:#x}@{:#x}", pool.size, pool.base);
 }
 
-/// iommu_preserve=SIZE@BASE as the kernel reads it: the last one counts.
-std::optional<PoolFacts> pool_of(const CommandLine& line) {
-  const std::string value = line.last("iommu_preserve");
-  const size_t at = value.find('@');
-  if (at == std::string::npos) return std::nullopt;
-  const auto size = memparse(std::string_view(value).substr(0, at));
-  const auto base = memparse(std::string_view(value).substr(at + 1));
-  if (!size || !base) return std::nullopt;
+/// A size at the start of `text`, which loses it, as the kernel's memparse() reads one.
+std::optional<uint64_t> take_size(std::string_view& text) {
+  size_t end = text.find_first_not_of("0123456789abcdefABCDEFxX");
+  if (end == std::string_view::npos) end = text.size();
+  if (end < text.size() && std::string_view("kKmMgGtT").find(text[end]) != std::string_view::npos)
+    ++end;
+  const auto size = memparse(text.substr(0, end));
+  if (size) text.remove_prefix(end);
+  return size;
+}
+
+std::vector<std::string_view> pieces(std::string_view list) {
+  std::vector<std::string_view> out;
+  while (!list.empty()) {
+    const size_t end = std::min(list.find(','), list.size());
+    if (end > 0) out.push_back(list.substr(0, end));
+    list.remove_prefix(std::min(end + 1, list.size()));
+  }
+  return out;
+}
+
+/// SIZE@BASE.
+std::optional<PoolFacts> pool_of(std::string_view value) {
+  const auto size = take_size(value);
+  if (!size || !value.starts_with('@')) return std::nullopt;
+  value.remove_prefix(1);
+  const auto base = take_size(value);
+  if (!base || !value.empty()) return std::nullopt;
   return PoolFacts{*base, *size, 0};
+}
+
+/// Whether one piece of memmap= leaves the pool ordinary RAM.
+bool spares_pool(std::string_view piece, const PoolFacts& pool) {
+  const auto size = take_size(piece);
+  if (!size) return false;
+  // All memory from there on is cut off.
+  if (piece.empty()) return *size >= pool.base + pool.size;
+  piece.remove_prefix(1);  // one of @ # $ ! %
+  const uint64_t start = take_size(piece).value_or(0);
+  return *size == 0 || start >= pool.base + pool.size || start + *size <= pool.base;
+}
+
+/// What the next kernel makes of its command line, as far as its IOMMU and the pool are concerned.
+struct Reading {
+  std::optional<PoolFacts> pool;
+  std::string intel;  ///< every intel_iommu=
+  bool on = false;
+  bool scalable = false;
+  std::vector<std::string> against;
+};
+
+/// Every parameter counts, "-" is "_" in its name, and what is for init does not: the loader of the
+/// running kernel reads the line in the same way when a freeze arms the hold.
+Reading read(const CommandLine& line, const PoolFacts& pool) {
+  Reading out;
+  for (std::string parameter : line.parameters()) {
+    std::erase(parameter, '"');
+    const size_t mark = parameter.find('=');
+    if (mark == std::string::npos) continue;
+    std::string name = parameter.substr(0, mark);
+    std::ranges::replace(name, '-', '_');
+    std::string_view value = std::string_view(parameter).substr(mark + 1);
+    if (name == "iommu_preserve") {
+      out.pool = pool_of(value);
+    } else if (name == "intel_iommu") {
+      out.intel += (out.intel.empty() ? "" : " ") + std::string(value);
+      for (const auto piece : pieces(value)) {
+        if (piece.starts_with("on")) out.on = true;
+        if (piece.starts_with("off")) out.on = false;
+        if (piece.starts_with("sm_on")) out.scalable = true;
+        if (piece.starts_with("sm_off")) out.scalable = false;
+      }
+    } else if (name == "iommu") {
+      if (value.find("off") != std::string_view::npos)
+        out.against.push_back("its command line has " + parameter);
+    } else if (name == "mem") {
+      if (value != "nopentium" && take_size(value).value_or(0) < pool.base + pool.size)
+        out.against.push_back("its command line has " + parameter + ", which ends below the pool");
+    } else if (name == "memmap") {
+      for (const auto piece : pieces(value))
+        if (!spares_pool(piece, pool))
+          out.against.push_back(
+              fmt::format("its command line has memmap={}, which touches the pool", piece));
+    }
+  }
+  return out;
 }
 
 /// Why the image would not, worst first; empty: it would.
 std::vector<std::string> obstacles(const BootImage& image, const CommandLine& next,
                                    const PoolFacts& pool) {
   std::vector<std::string> out;
+  const Reading line = read(next, pool);
   if (!image.preserves)
     out.emplace_back("the image cannot take over live page tables (no XLF_IOMMU_PRESERVE)");
-  const auto wanted = pool_of(next);
-  if (!wanted)
+  if (!line.pool)
     out.push_back(fmt::format("its command line has no iommu_preserve={}", pool_text(pool)));
-  else if (wanted->base != pool.base || wanted->size != pool.size)
+  else if (line.pool->base != pool.base || line.pool->size != pool.size)
     out.push_back(fmt::format("its command line has the pool at {}, this kernel's is {}",
-                              pool_text(*wanted), pool_text(pool)));
-  const std::string intel = next.last("intel_iommu");
-  if (!intel.starts_with("on") || intel.find("off") != std::string::npos ||
-      intel.find("sm_on") != std::string::npos)
+                              pool_text(*line.pool), pool_text(pool)));
+  if (!line.on || line.scalable)
     out.push_back(fmt::format("its command line has intel_iommu={}; on, without sm_on, is needed",
-                              intel.empty() ? "(nothing)" : intel));
-  if (next.last("iommu").find("off") != std::string::npos)
-    out.push_back("its command line has iommu=" + next.last("iommu"));
+                              line.intel.empty() ? "(nothing)" : line.intel));
+  out.insert(out.end(), line.against.begin(), line.against.end());
   return out;
 }
 

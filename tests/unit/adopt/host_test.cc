@@ -81,13 +81,31 @@ TEST_F(PatchedHost, TheCommandLineMustHaveTheSamePoolAndTheIommuOn) {
            {"iommu_preserve=2M@0x60000000", "intel_iommu=(nothing)"},
            {"intel_iommu=off iommu_preserve=2M@0x60000000", "intel_iommu=off"},
            {"intel_iommu=on,sm_on iommu_preserve=2M@0x60000000", "sm_on"},
-           {"intel_iommu=on iommu=off iommu_preserve=2M@0x60000000", "iommu=off"}}) {
+           {"intel_iommu=on iommu=off iommu_preserve=2M@0x60000000", "iommu=off"},
+           // What only looks right: every parameter counts, and none after "--".
+           {"intel_iommu=on -- iommu_preserve=2M@0x60000000", "no iommu_preserve="},
+           {"intel_iommu=on iommu_preserve=2M@0x60000000x", "no iommu_preserve="},
+           {"iommu_preserve=2M@0x60000000 -- intel_iommu=on", "intel_iommu=(nothing)"},
+           {"intel_iommu=sm_on intel_iommu=on iommu_preserve=2M@0x60000000", "sm_on on"},
+           {"intel_iommu=on,off iommu_preserve=2M@0x60000000", "intel_iommu=on,off"},
+           {"intel_iommu=on iommu=off iommu=pt iommu_preserve=2M@0x60000000", "iommu=off"},
+           {"intel_iommu=on iommu_preserve=2M@0x60000000 mem=1537M", "mem=1537M"},
+           {"intel_iommu=on iommu_preserve=2M@0x60000000 memmap=1G", "memmap=1G"},
+           {"intel_iommu=on iommu_preserve=2M@0x60000000 memmap=exactmap", "exactmap"},
+           {"intel_iommu=on iommu_preserve=2M@0x60000000 memmap=64K#16M,4K!1537M", "4K!1537M"}}) {
     const Finding found = adopt(line);
     EXPECT_EQ(found.status, Status::kMissing) << line;
     EXPECT_THAT(found.found, HasSubstr(text)) << line;
     EXPECT_THAT(found.remedy, Not(IsEmpty()));
   }
-  EXPECT_EQ(adopt("intel_iommu=on iommu_preserve=2048K@1536M").status, Status::kOk);
+  for (const char* line :
+       {"intel_iommu=on iommu_preserve=2048K@1536M", "intel-iommu=on iommu-preserve=2M@0x60000000",
+        "intel_iommu=off intel_iommu=sm_on,sm_off,on iommu_preserve=2M@0x60000000 iommu=pt",
+        "intel_iommu=on iommu_preserve=4M@0x60000000 iommu_preserve=2M@0x60000000",
+        "intel_iommu=on iommu_preserve=2M@0x60000000 mem=64G memmap=64M!1G,4K$1538M memmap=2G"}) {
+    const Finding found = adopt(line);
+    EXPECT_EQ(found.status, Status::kOk) << line << ": " << found.found;
+  }
 }
 
 TEST_F(PatchedHost, OnAKernelThatKeepsNothingNothingIsSaid) {
