@@ -23,8 +23,8 @@ for one in held: one.bind(("127.0.0.1", 0))
 print(*(one.getsockname()[1] for one in held))' "$1"
 }
 
-# A kernel that is slower has its frames more slowly, so that the ring lasts.
-rate() { echo $((${RATE:-1200} / ${HOLDFAST_VM_SLOW:-1})); }
+# A slower kernel gets its frames more slowly, so that the ring lasts.
+rate() { echo $((2 * ${RATE:-1200} / (1 + ${HOLDFAST_VM_SLOW:-1}))); }
 
 # adopt_machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine under the eyes of an oracle for each NIC
 # (ORACLES, default 1), sending RATE frames a second, one (DAMAGED, default 0) flipping a bit of DAMAGE. UNPLUG: a
