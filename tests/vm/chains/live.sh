@@ -24,8 +24,25 @@ step1() {
   expect 0 "frozen, to be adopted" holdfast freeze --policy adopt
   show_out
   says adopt
+  tables_are_in_the_view
   driver_no vm0 "no mapping may change any more" HF-FROZEN map
   go
+}
+
+# tables_are_in_the_view: the live tables as they were frozen, with their checksums, in the mounted arena.
+tables_are_in_the_view() {
+  mkdir -p /mnt
+  try "the arena is mounted" holdfast mount $ARENA /mnt
+  view_is_whole
+  tables=containers/vm0/page-tables
+  # The tables, and the page that the device's context entry is in.
+  pages=$(($(sed -n 's/^domain .* pages=//p' /sys/kernel/iommu_preserve/domains) + 1))
+  try "every page of the tables is there" [ "$(ls /mnt/current/$tables/pages | wc -l)" = "$pages" ]
+  try "and has a checksum" [ "$(grep -c " $tables/pages/0x" /mnt/current/checksums)" = "$pages" ]
+  ring=$(($(cat /sys/bus/dax/devices/dax0.0/resource) + 0x200000))
+  expect 0 "the ring's range" cat /mnt/current/$tables/ranges
+  says "$(printf '0000000000000000-0000000000200000 rw %016x-' $ring)"
+  try "the arena is unmounted" umount /mnt
 }
 
 # record: a device in an opted-in container, its driver and holdfastd, frames coming in.
@@ -46,6 +63,7 @@ go() {
   kill -KILL "$(cat /run/vm0.pid)"
   expect 0 "exec is content" holdfast kexec exec --direct --print-only
   agent_end KILL
+  sed 's/^/    /' /sys/kernel/iommu_preserve/domains
   grep -q "state=held,parked,armed" /sys/kernel/iommu_preserve/domains || fail "it is not parked, held and armed"
   leave 2 last_words
 }
@@ -57,6 +75,10 @@ last_words() {
 
 step2() {
   scenario "$(parameter vm.scenario)"
+  if [ "$(parameter vm.expect)" = lost ]; then
+    lost
+    return
+  fi
   native_is_kept_out "$NIC"
   try "the NIC is bound again" bind "$NIC"
   configure $ARENA
@@ -70,6 +92,18 @@ step2() {
   raw_adopt mark /dev/dax0.0 4
   is_held
   hand_out
+  done_with "$SCENARIO"
+}
+
+# lost: this kernel found nothing of the one before; what Holdfast was to adopt is blocked.
+lost() {
+  try "the NIC is bound again" bind "$NIC"
+  configure $ARENA
+  agent_start
+  expect 4 "not adopted" holdfast restore
+  show_out
+  arena_is refused
+  kernel_is_calm
   done_with "$SCENARIO"
 }
 

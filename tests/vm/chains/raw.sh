@@ -145,6 +145,7 @@ next_kernel() {
   fi
   case $(parameter vm.last) in
     blocked) is_blocked ;;
+    lost) is_lost ;;
     found) is_found ;;
     thawed) is_thawed ;;
     quiet) is_quiet ;;
@@ -208,6 +209,17 @@ is_blocked() {
   try "the NIC is bound again" bind "$NIC"
   # Where the region's reservation is missing there is no memory to begin with.
   if [ -c /dev/dax0.0 ]; then try "it begins anew" raw_adopt fresh "$NIC" /dev/dax0.0; fi
+  sleep 2
+  echo
+}
+
+# is_lost: nothing was found that is this kernel's; what goes on is blocked.
+is_lost() {
+  expect 0 "the kernel says so" sh -c "dmesg | grep 'all its devices are blocked'"
+  [ -z "$(cat /sys/kernel/iommu_preserve/domains)" ] || fail "a domain was taken over"
+  try "the NIC is bound again" bind "$NIC"
+  try "it begins anew" raw_adopt fresh "$NIC" /dev/dax0.0
+  pool_is_empty
   sleep 2
   echo
 }

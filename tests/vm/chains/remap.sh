@@ -15,6 +15,7 @@ step1() {
   dma_goes_on edu "DMA runs"
   expect 0 "the host can do it" holdfast doctor
   show_out
+  says "strategy-adopt" "not offered: " "strategy-remap" "devices stop for a kexec"
 
   scenario stock-mount
   try "mount" mount.real -t holdfast $ARENA /mnt

@@ -170,9 +170,12 @@ static void check_interrupt(const struct vfio_device* vfio) {
   printf("raw_adopt: raised at set-up: %llu\n", (unsigned long long)raised);
   errno = 0;
   if (raised == 0) die("what may have been missed is not made up for");
-  adopt_interrupt_on(vfio);
-  if (adopt_interrupts(event, 5000) == 0) die("no interrupt for a frame after adoption");
-  printf("raw_adopt: an interrupt for a frame after adoption\n");
+  // The first may be for what arrived before; each takes the cause away and needs another frame.
+  for (int i = 0; i < 10; i++) {
+    adopt_interrupt_on(vfio);
+    if (adopt_interrupts(event, 5000) == 0) die("no interrupt for a frame after adoption");
+  }
+  printf("raw_adopt: interrupts for frames after adoption\n");
   adopt_interrupt_off(vfio);
 }
 

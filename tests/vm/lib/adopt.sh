@@ -71,19 +71,22 @@ adopt_machine() {
 }
 
 # aimed_invalidations: how often QEMU was told to forget what it had cached of the held device or its
-# domain, from the old kernel's last words until the new owner begins.
+# domain, from the old kernel's last words until the new owner begins: without Holdfast when it tries what
+# is refused, with it when all is registered. "unknown" if no kernel said which domain that is.
 aimed_invalidations() {
-  awk '
+  local until='HOLDFAST-VM: ok .*: what must be refused'
+  grep -q 'holdfast.arena=\|: restored (exit 0)' "$CHAIN_LOG" && until='^[^ ]* phase 4$'
+  awk -v until="$until" '
     /leaving for step/ { counting = 1 }
-    /HOLDFAST-VM: ok .*: what must be refused/ { exit }
+    counting && $0 ~ until { exit }
     /device 0000:.* root=0x.* did=/ {
       split($3, part, ":"); name = part[2] ":" part[3]; sub(/\./, ".0", name)
       for (i = 4; i <= NF; i++) if ($i ~ /^did=/) did = sprintf("0x%x", substr($i, 5))
     }
     counting && /vtd_inv_desc_cc_device/ { device[$NF]++ }
-    counting && /vtd_inv_desc_iotlb_pages/ { domain[$5]++ }
+    counting && /vtd_inv_desc_iotlb_pages/ { domain[$6]++ }
     counting && /vtd_inv_desc_iotlb_domain/ { domain[$NF]++ }
-    END { print device[name] + domain[did] + 0 }' "$CHAIN_LOG"
+    END { print did == "" ? "unknown" : device[name] + domain[did] + 0 }' "$CHAIN_LOG"
 }
 
 # saw KEY OPERATOR VALUE [ORACLE]: what the oracle counted; a chain fails on it. Faults are those of the
@@ -111,7 +114,7 @@ saw() {
 # went_on: the bar for a device that was adopted: no frame lost, misplaced or anywhere else, no fault,
 # nothing that the device or QEMU could have noticed.
 went_on() {
-  saw wrong -eq 0 && saw strays -eq 0 && saw faults -eq 0 && saw during -ge 2000 &&
+  saw wrong -eq 0 && saw spoilt -eq 0 && saw strays -eq 0 && saw faults -eq 0 && saw during -ge 2000 &&
     saw registered -eq 1 && saw finished -eq 1 && saw table-change = - && saw table-samples -ge 100 &&
     saw invalidations -eq 0
 }
@@ -345,12 +348,27 @@ chain_control_crash() {
 damaged() { # WHAT REASON
   DAMAGE=$1
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.reason=$2 vm.last=blocked" \
-    "${NIC_DEVICE[@]}" && saw damaged -eq 1 && saw strays -eq 0 && saw registered -eq 0
+    "${NIC_DEVICE[@]}" && saw damaged -eq 1 && saw strays -eq 0 && saw registered -eq 0 && saw late -eq 0
 }
 chain_control_bad_table() { damaged table table; }
 chain_control_bad_bit() { damaged reserved-bit table; }
 chain_control_bad_width() { damaged width context; }
 chain_control_bad_context() { damaged context context; }
+
+# The pool's header is that of another pool, as where the next kernel has its own elsewhere: nothing is taken
+# over, and everything is blocked.
+chain_control_other_header() {
+  DAMAGE=header
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.last=lost" "${NIC_DEVICE[@]}" && saw damaged -eq 1 &&
+    saw wrong -eq 0 && saw strays -eq 0 && saw registered -eq 0 && saw late -eq 0 &&
+    saw faults -ge 1
+}
+chain_live_other_header() {
+  DAMAGE=header
+  RATE=600 SCRIPT=live adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.expect=lost" \
+    "${NIC_DEVICE[@]}" && saw damaged -eq 1 && saw wrong -eq 0 && saw strays -eq 0 && saw registered -eq 0 &&
+    saw late -eq 0
+}
 
 # A hold that is armed for no image, or for another one than is started, goes down as if there were none.
 unarmed() { # WHAT IS LOADED
