@@ -48,6 +48,7 @@ vm_boot() {
   STEP=$(cat /state/step 2>/dev/null || echo 1)
   BOOT_ID=$(cat /proc/sys/kernel/random/boot_id)
   say "boot chain=$CHAIN step=$STEP boot_id=$BOOT_ID kernel=$(uname -r)"
+  say "text $(sed -n 's/ T _text$//p' /proc/kallsyms)" # where KASLR put this kernel
   if grep -q "$BOOT_ID" /state/boots 2>/dev/null; then
     say "FAIL $CHAIN: this is not a new kernel"
     vm_end
