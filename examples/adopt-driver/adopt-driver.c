@@ -95,8 +95,9 @@ __attribute__((noreturn, format(printf, 1, 2))) static void die(const char* form
 
 // A refusal of libholdfast: what, why, and what to do, with its stable code.
 __attribute__((noreturn)) static void refused(const char* doing, const hf_error* error) {
-  fprintf(stderr, "adopt-driver: %s: %s: %s [%s]\n", doing, error->object, error->cause,
-          error->code);
+  fprintf(stderr, "adopt-driver: %s: %s: %s", doing, error->object, error->cause);
+  if (error->code[0]) fprintf(stderr, " [%s]", error->code);
+  fputc('\n', stderr);
   if (error->remedy[0]) fprintf(stderr, "  %s\n", error->remedy);
   exit(error->exit_code ? error->exit_code : 1);
 }
@@ -226,7 +227,7 @@ static void find_ring(struct driver* driver) {
 
 // Interrupts do not outlive the kernel: they were masked in the device on the way down, and no
 // message reaches anybody until the new owner arms them. The kernel then raises each vector once,
-// for what may have been missed.
+// for what may have been missed: that one says nothing about the device.
 static void arm_interrupts(struct driver* driver) {
   char space[sizeof(struct vfio_irq_set) + sizeof(int)] __attribute__((aligned(8)));
   struct vfio_irq_set* set = (struct vfio_irq_set*)space;
@@ -240,6 +241,9 @@ static void arm_interrupts(struct driver* driver) {
   memcpy(set->data, &driver->interrupts, sizeof driver->interrupts);
   if (ioctl(driver->device, VFIO_DEVICE_SET_IRQS, set))
     die("VFIO_DEVICE_SET_IRQS: %s", strerror(errno));
+  uint64_t missed = 0;
+  if (read(driver->interrupts, &missed, sizeof missed) == sizeof missed)
+    printf("armed: raised %llu times by the kernel\n", (unsigned long long)missed);
   put(driver, kIvar, kIvarValid);
   put(driver, kEiac, kReceiveQueue0);
   put(driver, kIms, kReceiveQueue0);

@@ -183,7 +183,8 @@ Result<ContainerEntry*> Server::Impl::takeable(const Identity& who, std::string_
   const std::string object = fmt::format("container {}", name.substr(0, 80));
   if (registry.container(name) == nullptr) registry.learn(writer.live());
   ContainerEntry* entry = registry.container(name);
-  if (entry == nullptr) return fail(object, "is not known", "holdfast show");
+  if (entry == nullptr)
+    return refuse(Exit::kRefused, "HF-CONTAINER-UNKNOWN", object, "is not known", "holdfast show");
   if (!is_privileged(who.owner.uid) && who.owner.uid != entry->owner.uid)
     return refuse(Exit::kRefused, "HF-NOT-PERMITTED", object,
                   fmt::format("belongs to uid {}", entry->owner.uid));
@@ -198,7 +199,8 @@ Result<ContainerEntry*> Server::Impl::takeable(const Identity& who, std::string_
   if (state == ArenaState::kFrozen || state == ArenaState::kBroken || freezing)
     return refuse(Exit::kRefused, "HF-FROZEN", object, "the arena is frozen", "holdfast thaw");
   if (!custody.holds(name))
-    return fail(object, "no descriptors of it are in custody", "holdfast restore");
+    return refuse(Exit::kRefused, "HF-TAKE-NOTHING", object, "no descriptors of it are in custody",
+                  "holdfast restore");
   return entry;
 }
 

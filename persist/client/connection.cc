@@ -94,7 +94,16 @@ std::string headline(const protocol::ErrorMessage& message) {
 }
 
 Result<void> establish(hf_connection& connection) {
-  HOLDFAST_TRY_ASSIGN(UniqueFd socket, protocol::connect_to(connection.path));
+  auto connected = protocol::connect_to(connection.path);
+  if (!connected) {
+    Error error = std::move(connected).error();
+    if (error.sys_errno == ENOENT || error.sys_errno == ECONNREFUSED) {
+      error.exit = Exit::kRefused;
+      error.code = "HF-NO-AGENT";
+    }
+    return std::unexpected(std::move(error));
+  }
+  UniqueFd socket = std::move(*connected);
   HOLDFAST_TRY_ASSIGN(protocol::Handshake hands,
                       protocol::shake_hands(socket, protocol::Role::kClient, connection.program,
                                             static_cast<int>(connection.timeout_ms)));

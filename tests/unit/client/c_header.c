@@ -1,6 +1,8 @@
 /* The public header is C11, and a C program links the library. */
 #include "holdfast.h"
 
+#include <string.h>
+
 int holdfast_c_compiles(void);
 
 int holdfast_c_compiles(void) {
@@ -8,5 +10,8 @@ int holdfast_c_compiles(void) {
   hf_connection* connection = NULL;
   hf_error error;
   const int outcome = hf_connect(&options, &connection, &error);
-  return outcome < 0 && connection == NULL && error.cause[0] != '\0' ? outcome : 0;
+  return outcome < 0 && connection == NULL && error.cause[0] != '\0' &&
+                 strcmp(error.code, "HF-NO-AGENT") == 0
+             ? outcome
+             : 0;
 }

@@ -64,6 +64,16 @@ TEST(Library, ItsHeaderIsC11AndAnAbsentAgentIsAnErrorWithACause) {
   EXPECT_EQ(holdfast_c_compiles(), -ENOENT);
 }
 
+TEST(Library, EveryRefusalOfATakeHasACodeToActOn) {
+  World world;
+  hf::Connection::Options options;
+  options.socket = world.socket();
+  hf::Connection taker = std::move(*hf::Connection::connect(std::move(options)));
+  EXPECT_STREQ(taker.take("nobody").failure().error.code, "HF-CONTAINER-UNKNOWN");
+  Program owner(world);
+  EXPECT_STREQ(taker.take("vm0").failure().error.code, "HF-TAKE-OWNED");
+}
+
 TEST(Library, AnOptionalConnectionWithoutAgentMapsAllTheSame) {
   World world;
   world.stop_agent();
