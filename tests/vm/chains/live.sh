@@ -2,6 +2,8 @@
 # Holdfast on the patched kernel: a NIC fills its ring while the kernel is replaced. Its driver and
 # holdfastd are killed before the kexec, as an init system would; in the new kernel holdfastd adopts
 # what goes on, and a driver on public headers only takes it.
+#
+#   vm.again=yes   which is then frozen in its turn, killed, and adopted by a third kernel
 
 ARENA=/dev/dax1.0
 
@@ -26,7 +28,7 @@ step1() {
   says adopt
   tables_are_in_the_view
   driver_no vm0 "no mapping may change any more" HF-FROZEN map
-  go
+  go "$(cat /run/vm0.pid)" 2
 }
 
 # tables_are_in_the_view: the live tables as they were frozen, with their checksums, in the mounted arena.
@@ -37,7 +39,7 @@ tables_are_in_the_view() {
   tables=containers/vm0/page-tables
   # The tables, and the page that the device's context entry is in.
   pages=$(($(sed -n 's/^domain .* pages=//p' /sys/kernel/iommu_preserve/domains) + 1))
-  try "every page of the tables is there" [ "$(ls /mnt/current/$tables/pages | wc -l)" = "$pages" ]
+  try "every page of the tables is there" [ "$(find /mnt/current/$tables/pages -type f | wc -l)" = "$pages" ]
   try "and has a checksum" [ "$(grep -c " $tables/pages/0x" /mnt/current/checksums)" = "$pages" ]
   ring=$(($(cat /sys/bus/dax/devices/dax0.0/resource) + 0x200000))
   expect 0 "the ring's range" cat /mnt/current/$tables/ranges
@@ -57,15 +59,15 @@ record() {
   driver_start vm0 live_driver "$NIC" /dev/dax0.0 vm0 guest-ram || show_log
 }
 
-# go: frozen; everything that had the device is killed, and the next kernel comes.
+# go PID STEP: frozen; everything that had the device is killed, and the next kernel comes.
 go() {
   raw_adopt mark /dev/dax0.0 2
-  kill -KILL "$(cat /run/vm0.pid)"
+  kill -KILL "$1"
   expect 0 "exec is content" holdfast kexec exec --direct --print-only
   agent_end KILL
   sed 's/^/    /' /sys/kernel/iommu_preserve/domains
-  grep -q "state=held,parked,armed" /sys/kernel/iommu_preserve/domains || fail "it is not parked, held and armed"
-  leave 2 last_words
+  grep -qE "state=held,(inherited,)?parked,armed" /sys/kernel/iommu_preserve/domains || fail "it is not parked, held and armed"
+  leave "$2" last_words
 }
 
 last_words() {
@@ -79,6 +81,30 @@ step2() {
     lost
     return
   fi
+  adopted
+  [ -z "$(parameter vm.again)" ] || again
+  hand_out
+  done_with "$SCENARIO"
+}
+
+step3() {
+  scenario "$(parameter vm.scenario)"
+  adopted
+  hand_out
+  done_with "$SCENARIO"
+}
+
+# again: who took it is frozen like the one that recorded it first.
+again() {
+  begin vm0 /dev/dax0.0
+  boot_files
+  arm
+  expect 0 "frozen, to be adopted once more" holdfast freeze --policy adopt
+  kill -0 $taker || fail "its driver did not live to see it"
+  go $taker 3
+}
+
+adopted() {
   native_is_kept_out "$NIC"
   try "the NIC is bound again" bind "$NIC"
   configure $ARENA
@@ -91,8 +117,6 @@ step2() {
   show_out
   raw_adopt mark /dev/dax0.0 4
   is_held
-  hand_out
-  done_with "$SCENARIO"
 }
 
 # lost: this kernel found nothing of the one before; what Holdfast was to adopt is blocked.
@@ -117,15 +141,25 @@ hand_out() {
 
 # take CONTAINER DAX: the new driver takes it, goes on, and gives everything back.
 take() {
+  begin "$@"
+  give_back "$@"
+}
+
+# begin CONTAINER DAX: the new driver takes it and goes on.
+begin() {
   raw_adopt mark "$2" 5
   adopt-driver "$1" >/run/adopt-driver.out 2>&1 &
   taker=$!
   wait_for 20 "the new driver" grep -q "^found: " /run/adopt-driver.out
   wait_for 5 "the hold to end" grep -q "state=free,inherited" /sys/kernel/iommu_preserve/domains
   sleep 1
+}
+
+# give_back CONTAINER DAX: it ends, and gives everything back.
+give_back() {
   raw_adopt mark "$2" 6
-  kill -TERM $taker
-  expect 0 "the new driver took $1, went on, and gave everything back" wait $taker
+  kill -TERM "$taker"
+  expect 0 "the new driver took $1, went on, and gave everything back" wait "$taker"
   sed 's/^/    /' /run/adopt-driver.out
   cp /run/adopt-driver.out "$OUT"
   says "still running" "frames that arrived without a driver" "unmapped: "

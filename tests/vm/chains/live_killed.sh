@@ -11,7 +11,7 @@ step1() {
   record
   arm
   expect 0 "frozen, to be adopted" holdfast freeze --policy adopt
-  go
+  go "$(cat /run/vm0.pid)" 2
 }
 
 step2() {

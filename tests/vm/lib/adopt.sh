@@ -78,7 +78,7 @@ aimed_invalidations() {
   grep -q 'holdfast.arena=\|: restored (exit 0)' "$CHAIN_LOG" && until='^[^ ]* phase 4$'
   awk -v until="$until" '
     /leaving for step/ { counting = 1 }
-    counting && $0 ~ until { exit }
+    $0 ~ until { counting = 0 }
     /device 0000:.* root=0x.* did=/ {
       split($3, part, ":"); name = part[2] ":" part[3]; sub(/\./, ".0", name)
       for (i = 4; i <= NF; i++) if ($i ~ /^did=/) did = sprintf("0x%x", substr($i, 5))
@@ -210,6 +210,12 @@ chain_adopt_next_to_another() {
 chain_live_adopt() {
   RATE=1150 SCRIPT=live adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS" \
     "${NIC_DEVICE[@]}" && went_on && at_full_rate
+}
+
+# The same, and who took it is frozen, killed and adopted in its turn; the ring must last for it.
+chain_live_again() {
+  RATE=500 SCRIPT=live adopt_machine 400 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.again=yes" \
+    "${NIC_DEVICE[@]}" && went_on
 }
 
 # The same, and the agent is killed again and again; the ring must last for it.
