@@ -6,6 +6,7 @@
 #   vm.scenario=NAME  vm.how=  as raw_adopt run   vm.image=  what is kexec'd   vm.rounds=  kexecs
 #   vm.last=  how the last kernel finds it: adopt, found, thawed, blocked, quiet, dumped
 #   vm.reason=  what the last kernel says of a device it has blocked
+#   vm.bell=BDF    a device that the host rings all the time, held too, its process alive to the end
 #   vm.second=BDF  a second NIC, in a container that does not opt in, in the memory of dax1.0
 
 step1() {
@@ -19,10 +20,16 @@ step1() {
     try "the second NIC is bound" bind "$second"
     run_ring "$second" /dev/dax1.0 plain
   fi
+  bell=$(parameter vm.bell)
   if [ "$(parameter vm.image)" = none ]; then
     say "no image is loaded yet"
   else
     try "kexec image loads" load_image
+  fi
+  if [ -n "$bell" ]; then
+    try "the bell is bound" bind "$bell"
+    raw_bell run "$bell" /dev/dax0.0 >/run/bell 2>&1 &
+    wait_for 20 "the bell" grep -q "held, and rings" /run/bell
   fi
   run_ring "$NIC" /dev/dax0.0 "${how:-leave}"
   [ "$(parameter vm.last)" = dumped ] && crash
@@ -177,6 +184,12 @@ is_adopted() {
     for at in 1 2 3 4 5 6; do
       expect 137 "killed at step $at of adopting" sh -c "raw_adopt die $NIC /dev/dax0.0 $at"
     done
+  fi
+  bell=$(parameter vm.bell)
+  if [ -n "$bell" ]; then
+    try "the bell is bound again" bind "$bell"
+    expect 0 "the bell is taken up" raw_bell adopt "$bell" /dev/dax0.0
+    show_out
   fi
   expect 0 "adopted" raw_adopt adopt "$NIC" /dev/dax0.0
   show_out

@@ -28,7 +28,7 @@ rate() { echo $((2 * ${RATE:-1200} / (1 + ${HOLDFAST_VM_SLOW:-1}))); }
 
 # adopt_machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine under the eyes of an oracle for each NIC
 # (ORACLES, default 1), sending RATE frames a second, one (DAMAGED, default 0) flipping a bit of DAMAGE. UNPLUG: a
-# root port whose slot loses power between the kernels. UNIT: where a second IOMMU has its registers. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
+# root port whose slot loses power between the kernels. BELL: where the host rings a device of its own. UNIT: where a second IOMMU has its registers. What oracle N saw is in $VM_DIR/$CHAIN.oracle.N
 # afterwards, and in the log.
 adopt_machine() {
   local ram=$VM_DIR/$CHAIN.ram ports status=0 oracles=() nets=() n=0 damage
@@ -52,6 +52,14 @@ adopt_machine() {
       --out "$VM_DIR/$CHAIN.unplug" 2>>"$VM_DIR/$CHAIN.oracle.err" &
     oracles+=($!)
     nets+=(-qmp "unix:$ram.qmp,server=on,wait=off")
+  fi
+  if [ -n "${BELL:-}" ]; then
+    "$here/lib/adopt_bell" --socket "$ram.bell" --rate 500 --out "$VM_DIR/$CHAIN.bell" \
+      2>>"$VM_DIR/$CHAIN.oracle.err" &
+    oracles+=($!)
+    until [ -S "$ram.bell" ]; do sleep 0.05; done
+    nets+=(-chardev "socket,id=bell,path=$ram.bell"
+      -device "ivshmem-doorbell,vectors=1,chardev=bell,addr=$BELL")
   fi
   if [ -n "${UNIT:-}" ]; then
     "$VM_DIR/dmar_unit" "$ram" "$UNIT" 0x54000000 "$VM_DIR/$CHAIN.unit" 2>>"$VM_DIR/$CHAIN.oracle.err" &
@@ -96,6 +104,7 @@ saw() {
   case $1 in
     faults) value=$(grep -c "vtd_dmar_fault sid ${HELD_SID:-0x80} " "$CHAIN_LOG" || true) ;;
     unit-*) value=$(sed -n "s/^${1#unit-} //p" "$VM_DIR/$CHAIN.unit") ;;
+    rings) value=$(sed -n "s/^$1 //p" "$VM_DIR/$CHAIN.bell") ;;
     unplugged) value=$(sed -n "s/^$1 //p" "$VM_DIR/$CHAIN.unplug") ;;
     invalidations) value=$(aimed_invalidations) ;;
     moved) value=$(sed -n 's/^.*HOLDFAST-VM: text //p' "$CHAIN_LOG" | grep -cv '^ffffffff81000000' || true) ;;
@@ -165,8 +174,17 @@ chain_adopt_hammered() {
     went_on
 }
 
-chain_adopt_interrupts() {
-  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=interrupts" "${NIC_DEVICE[@]}" && went_on
+# A second device raises its interrupt hundreds of times a second, whatever kernel there is.
+interrupts_chain() {
+  BELL=12.0
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=interrupts vm.bell=0000:00:12.0 $*" "${NIC_DEVICE[@]}" &&
+    went_on && saw rings -ge 2000
+}
+chain_adopt_interrupts() { interrupts_chain; }
+# Nothing between a stray message and a CPU.
+chain_adopt_interrupts_no_intremap() {
+  VM_IOMMU=intel-iommu,intremap=off,caching-mode=on
+  interrupts_chain vfio_iommu_type1.allow_unsafe_interrupts=1
 }
 
 # Writing all of memory takes a while under emulation; the ring must last for it.

@@ -68,6 +68,7 @@ build_image() {
   guest_program raw_units raw_units.c adopt.c vfio.c
   guest_program raw_scale raw_scale.c adopt.c vfio.c
   guest_program raw_pair raw_pair.c adopt.c vfio.c
+  guest_program raw_bell raw_bell.c adopt.c vfio.c
   if [ "${1:-}" = with-holdfast ]; then
     install_holdfast
     client_program edu_driver edu_driver.c driver.c edu.c vfio.c

@@ -1,0 +1,80 @@
+// A device that does nothing but raise its interrupt whenever the host rings it (ivshmem-doorbell),
+// in a preserved container of its own.
+//
+//   raw_bell run BDF DAX     holds it, takes its interrupts and counts them in memory; stays
+//   raw_bell adopt BDF DAX   takes it up, hears nothing before it asks to, then each ring; gives it up
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "adopt.h"
+
+// Behind the region of the NIC.
+#define BELL_MEMORY 0x3000000ull
+#define BELL_SIZE 0x200000ull
+
+static uint64_t listen_for(int event, int milliseconds) {
+  uint64_t heard = 0;
+  for (int i = 0; i < milliseconds / 100; i++) {
+    heard += adopt_interrupts(event, 100);
+    usleep(50000);
+  }
+  return heard;
+}
+
+static int run(const char* bdf, uint8_t* memory) {
+  struct vfio_device vfio;
+  volatile uint64_t* heard = (volatile uint64_t*)memory;
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
+  vfio.device = adopt_device(&vfio);
+  adopt_expect("its memory", adopt_map(&vfio, 0, memory, BELL_SIZE, ADOPT_RW, 0), 0);
+  vfio_bus_master(&vfio, 1);
+  int event = adopt_interrupt(&vfio);
+  uint64_t before = listen_for(event, 1000);
+  errno = 0;
+  if (before < 100) die("it rang %llu times in a second", (unsigned long long)before);
+  struct adopt_preserve preserve = adopt_preserve(&vfio, ADOPT_HOLD);
+  if (!(preserve.state & ADOPT_STATE_ARMED)) die("the hold is not armed");
+  *heard = 0;
+  printf("raw_bell: held, and rings\n");
+  fflush(stdout);
+  for (;;) *heard += adopt_interrupts(event, 1000);
+}
+
+static int adopt(const char* bdf, uint8_t* memory) {
+  struct vfio_device vfio;
+  uint64_t heard = *(volatile uint64_t*)memory;
+  printf("raw_bell: heard %llu times under the hold, until the kernel left\n",
+         (unsigned long long)heard);
+  errno = 0;
+  if (heard < 100) die("it did not ring all the way down");
+  adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
+  adopt_expect("its memory", adopt_map(&vfio, 0, memory, BELL_SIZE, ADOPT_RW, ADOPT_LIVE_UPDATE),
+               0);
+  vfio.device = adopt_device(&vfio);
+  int event = adopt_interrupt(&vfio);
+  uint64_t raised = adopt_interrupts(event, 500);
+  uint64_t after = listen_for(event, 1000);
+  printf("raw_bell: raised %llu at set-up, rang %llu times after it\n", (unsigned long long)raised,
+         (unsigned long long)after);
+  errno = 0;
+  if (raised == 0) die("what may have been missed is not made up for");
+  if (after < 100) die("it does not ring any more");
+  adopt_preserve(&vfio, ADOPT_THAW);
+  adopt_expect("its memory is given back", vfio_unmap(&vfio, 0, BELL_SIZE), 0);
+  return 0;
+}
+
+int main(int argc, char** argv) {
+  int dax;
+  errno = 0;
+  if (argc != 4) die("run|adopt BDF DAX");
+  uint8_t* memory = (uint8_t*)map_region(argv[3], BELL_MEMORY + BELL_SIZE, &dax) + BELL_MEMORY;
+  if (strcmp(argv[1], "run") == 0) return run(argv[2], memory);
+  if (strcmp(argv[1], "adopt") == 0) return adopt(argv[2], memory);
+  die("%s is neither run nor adopt", argv[1]);
+}
