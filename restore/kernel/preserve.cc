@@ -16,7 +16,7 @@
 namespace holdfast::kernel {
 namespace {
 
-constexpr uint64_t kTextLimit = 1 << 20;
+constexpr uint64_t kTextLimit = 32 << 20;  // as much as the kernel shows
 constexpr uint64_t kTableBytes = 4096;
 constexpr uint64_t kPoolUnit = 2 << 20;
 constexpr uint64_t kPoolLimit = 1ull << 30;
@@ -114,6 +114,19 @@ Result<PoolFacts> Preserve::pool() const {
   return out;
 }
 
+Result<void> Preserve::check_ranges(const PreservedView& view) const {
+  if (view.domains.empty()) return {};
+  HOLDFAST_TRY_ASSIGN(const PoolFacts facts, pool());
+  for (const auto& domain : view.domains)
+    for (const auto& range : domain.ranges)
+      if (range.start < facts.base || !fits(range.start - facts.base, range.bytes, facts.size))
+        return refuse(
+            Exit::kVerification, "HF-PRESERVE-LINES", folder_ + "/domains",
+            fmt::format("tables {:#x} have a range {:#x}+{:#x} outside the pool {:#x}+{:#x}",
+                        domain.root, range.start, range.bytes, facts.base, facts.size));
+  return {};
+}
+
 Result<PreservedView> Preserve::domains() const {
   // The kernel makes the text anew for every page of it that is read: what changed in between would
   // be two halves of different texts.
@@ -121,7 +134,11 @@ Result<PreservedView> Preserve::domains() const {
   HOLDFAST_TRY_ASSIGN(std::string text, read_file(path, kTextLimit));
   for (int reading = 0; reading < kReadings; ++reading) {
     HOLDFAST_TRY_ASSIGN(std::string again, read_file(path, kTextLimit));
-    if (again == text) return parse_preserved(text);
+    if (again == text) {
+      HOLDFAST_TRY_ASSIGN(PreservedView view, parse_preserved(text));
+      HOLDFAST_TRY(check_ranges(view));
+      return view;
+    }
     text = std::move(again);
   }
   return fail(path, "goes on changing while it is read", "try again");

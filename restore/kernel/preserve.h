@@ -25,6 +25,13 @@ struct PreservedDevice {
   ContextEntry context;    ///< the entry itself
 };
 
+/// Pages of the pool, one after the other, that hold tables of one domain.
+struct TableRange {
+  uint64_t start = 0;  ///< physical, bytes
+  uint64_t bytes = 0;
+  bool operator==(const TableRange&) const = default;
+};
+
 struct PreservedDomain {
   uint64_t root = 0;  ///< top table, physical, bytes
   uint32_t levels = 0;
@@ -34,6 +41,7 @@ struct PreservedDomain {
   bool armed = false;      ///< goes on through a kexec into the image that is loaded now
   uint64_t pages = 0;      ///< of its tables
   std::vector<PreservedDevice> devices;
+  std::vector<TableRange> ranges;  ///< of its tables: all of the pages, upwards, none twice
 };
 
 /// A device that the kernel cut off at its start because what it found was not sound.
@@ -53,7 +61,8 @@ struct PreservedView {
 };
 
 /// The file `domains`. Lines of another shape, numbers that mean nothing, a device before any
-/// domain: HF-PRESERVE-LINES (exit 3) with the number of the line.
+/// domain, ranges that overlap or are not all of a domain's pages: HF-PRESERVE-LINES (exit 3) with
+/// the number of the line.
 [[nodiscard]] Result<PreservedView> parse_preserved(std::string_view text);
 
 /// Digits only.
@@ -75,7 +84,8 @@ class Preserve {
   /// The pool. Without the folder errno ENOENT; another `abi` than 1 is HF-PRESERVE-ABI (exit 4);
   /// bounds that no pool can have are HF-PRESERVE-LINES (exit 3).
   [[nodiscard]] Result<PoolFacts> pool() const;
-  /// Read until two readings agree, since the kernel hands the file out in pieces.
+  /// Read until two readings agree, since the kernel hands the file out in pieces. Ranges beyond
+  /// the pool are HF-PRESERVE-LINES (exit 3).
   [[nodiscard]] Result<PreservedView> domains() const;
 
   /// The live tables of these devices: one root for each domain, one context entry for each device.
@@ -92,6 +102,7 @@ class Preserve {
   [[nodiscard]] const std::string& folder() const { return folder_; }
 
  private:
+  [[nodiscard]] Result<void> check_ranges(const PreservedView& view) const;
   std::string folder_;
 };
 

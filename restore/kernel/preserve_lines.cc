@@ -2,6 +2,7 @@
 //
 //   domain root=0x60003000 levels=3 state=held,inherited,parked pages=7
 //   device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x60001180 lo=0x60003001 hi=0x101
+//   range root=0x60003000 start=0x60003000 bytes=28672
 //   refused 0000:00:05.0 root=0x60009000 unit=dmar0 reason=memory
 //
 // Words and keys stand in this order; a line of any other shape is refused, because what a newer
@@ -20,7 +21,8 @@
 namespace holdfast::kernel {
 namespace {
 
-constexpr size_t kThings = 65536;
+// No pool has more pages, nor a machine as many devices.
+constexpr size_t kThings = 1 << 19;
 constexpr uint64_t kTableBytes = 4096;
 
 std::optional<uint64_t> parse_hex(std::string_view text) {
@@ -136,6 +138,44 @@ PreservedDevice read_device(Line& line) {
   return out;
 }
 
+TableRange read_range(Line& line) {
+  TableRange out;
+  out.start = line.table("start");
+  out.bytes = line.decimal("bytes", UINT64_MAX);
+  if (out.bytes == 0 || !is_aligned(out.bytes, kTableBytes) || !checked_add(out.start, out.bytes))
+    line.bad();
+  return out;
+}
+
+/// Whether a range may follow those of its domain: further up, with a gap in between.
+bool follows(const PreservedDomain& domain, const TableRange& range) {
+  return domain.ranges.empty() ||
+         range.start > domain.ranges.back().start + domain.ranges.back().bytes;
+}
+
+/// Whether the ranges of a domain are all there, its top table among them.
+bool is_whole(const PreservedDomain& domain) {
+  uint64_t pages = 0;
+  bool root = false;
+  for (const auto& range : domain.ranges) {
+    pages += range.bytes / kTableBytes;  // of disjoint ranges: no overflow
+    root = root || (domain.root >= range.start && domain.root - range.start < range.bytes);
+  }
+  return root && pages == domain.pages;
+}
+
+/// Whether no page holds tables of two domains.
+bool are_apart(const std::vector<PreservedDomain>& domains) {
+  std::vector<TableRange> all;
+  for (const auto& domain : domains)
+    all.insert(all.end(), domain.ranges.begin(), domain.ranges.end());
+  std::ranges::sort(all, {}, &TableRange::start);
+  const auto meet = [](const TableRange& a, const TableRange& b) {
+    return b.start - a.start < a.bytes;
+  };
+  return std::ranges::adjacent_find(all, meet) == all.end();
+}
+
 CutDevice read_cut(Line& line) {
   CutDevice out;
   out.bdf = line.bdf();
@@ -166,6 +206,8 @@ std::optional<uint64_t> parse_decimal(std::string_view text) {
 Result<PreservedView> parse_preserved(std::string_view text) {
   PreservedView out;
   size_t number = 0;
+  size_t domain_number = 0;  // of the line of the last domain
+  std::string_view domain_line;
   while (!text.empty()) {
     ++number;
     const size_t end = text.find('\n');
@@ -177,14 +219,25 @@ Result<PreservedView> parse_preserved(std::string_view text) {
     const std::string_view kind = line.word();
     bool fits_here = true;
     if (kind == "domain") {
+      // The one before has all its lines by now.
+      if (!out.domains.empty() && !is_whole(out.domains.back()))
+        return bad_line(domain_number, domain_line);
+      domain_number = number;
+      domain_line = whole;
       PreservedDomain domain = read_domain(line);
       for (const auto& other : out.domains) fits_here = fits_here && other.root != domain.root;
       out.domains.push_back(std::move(domain));
     } else if (kind == "device") {
       PreservedDevice device = read_device(line);
       fits_here = !out.domains.empty() && out.domains.back().root == device.root &&
-                  out.domain_of(device.bdf) == nullptr;
+                  out.domain_of(device.bdf) == nullptr && out.domains.back().ranges.empty();
       if (fits_here) out.domains.back().devices.push_back(std::move(device));
+    } else if (kind == "range") {
+      const uint64_t root = line.table("root");
+      const TableRange range = read_range(line);
+      fits_here = !out.domains.empty() && out.domains.back().root == root &&
+                  follows(out.domains.back(), range);
+      if (fits_here) out.domains.back().ranges.push_back(range);
     } else if (kind == "refused") {
       out.cut.push_back(read_cut(line));
     } else {
@@ -192,6 +245,9 @@ Result<PreservedView> parse_preserved(std::string_view text) {
     }
     if (!fits_here || !line.ends_well()) return bad_line(number, whole);
   }
+  if (!out.domains.empty() && !is_whole(out.domains.back()))
+    return bad_line(domain_number, domain_line);
+  if (!are_apart(out.domains)) return bad_line(number, "a page in the ranges of two domains");
   return out;
 }
 

@@ -250,7 +250,8 @@ TEST_F(OnThePatchedKernel, OnlyTablesOfTheKernelBeforeAreInherited) {
   folder_.put("domains",
               "domain root=0x60003000 levels=3 state=held pages=3\n"
               "device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x60001180 "
-              "lo=0x60003001 hi=0x101\n");
+              "lo=0x60003001 hi=0x101\n"
+              "range root=0x60003000 start=0x60003000 bytes=12288\n");
   const auto made_here = port_.inherited_tables(device_);
   ASSERT_FALSE(made_here);
   EXPECT_EQ(made_here.error().exit, Exit::kUnsupported);

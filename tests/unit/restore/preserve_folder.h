@@ -22,7 +22,8 @@ class PreserveFolder {
   static constexpr const char* kLines =
       "domain root=0x60003000 levels=3 state=held,inherited,parked pages=3\n"
       "device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x60001180 lo=0x60003001 "
-      "hi=0x101\n";
+      "hi=0x101\n"
+      "range root=0x60003000 start=0x60003000 bytes=12288\n";
 
   explicit PreserveFolder(const std::string& sysfs) : path_(sysfs + "/kernel/iommu_preserve") {
     std::filesystem::create_directories(path_);

@@ -24,7 +24,11 @@ constexpr const char* kTwo =
     "hi=0x101\n"
     "device 0000:01:00.0 root=0x60003000 unit=dmar1 did=2 context=0x60002000 lo=0x60003001 "
     "hi=0x201\n"
+    "range root=0x60003000 start=0x60003000 bytes=20480\n"
+    "range root=0x60003000 start=0x60009000 bytes=8192\n"
     "domain root=0x60010000 levels=4 state=free pages=12\n"
+    "range root=0x60010000 start=0x60008000 bytes=4096\n"
+    "range root=0x60010000 start=0x60010000 bytes=45056\n"
     "refused 0000:00:05.0 root=0x60009000 unit=dmar0 reason=memory\n";
 
 std::string refused(const std::string& text) {
@@ -43,6 +47,9 @@ TEST(PreservedLines, SayWhichDeviceHasWhichTables) {
   EXPECT_EQ(first.levels, 3u);
   EXPECT_TRUE(first.held && first.inherited && first.parked && !first.armed);
   EXPECT_EQ(first.pages, 7u);
+  EXPECT_THAT(first.ranges,
+              ElementsAre(TableRange{0x60003000, 20480}, TableRange{0x60009000, 8192}));
+  EXPECT_THAT(view->domains[1].ranges, SizeIs(2));
   ASSERT_THAT(first.devices, SizeIs(2));
   EXPECT_EQ(first.devices[1].unit, "dmar1");
   EXPECT_EQ(first.devices[1].domain_id, 2u);
@@ -62,12 +69,13 @@ TEST(PreservedLines, OfAnyOtherShapeAreRefusedByNumber) {
                     "lo=0x1 hi=0x1\n"),
             "HF-PRESERVE-LINES /sys/kernel/iommu_preserve/domains, line 2");
   const std::string good = "domain root=0x60003000 levels=3 state=held pages=7";
-  EXPECT_EQ(refused(good + "\n"), "taken");
+  const std::string range = "range root=0x60003000 start=0x60003000 bytes=28672\n";
+  EXPECT_EQ(refused(good + "\n" + range), "taken");
   for (const std::string& line :
        {good,
-        good + " \n",
-        good + " more=1\n",
-        "  " + good + "\n",
+        good + " \n" + range,
+        good + " more=1\n" + range,
+        "  " + good + "\n" + range,
         std::string("\n"),
         std::string("thing root=0x1\n"),
         std::string("domain root=0x60003001 levels=3 state=held "
@@ -83,7 +91,7 @@ TEST(PreservedLines, OfAnyOtherShapeAreRefusedByNumber) {
         std::string("domain root=0x60003000 levels=3 state=held pages=\n"),
         std::string("domain levels=3 root=0x60003000 state=held pages=7\n"),
         std::string("domain root=0x160003000ffffffff levels=3 state=held pages=7\n"),
-        good + "\n" + good + "\n",
+        good + "\n" + range + good + "\n" + range,
         std::string("device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x60001180 "
                     "lo=0x60003001 hi=0x101\n"),
         good + "\ndevice 0000:00:03.9 root=0x60003000 unit=dmar0 did=1 context=0x60001180 "
@@ -96,6 +104,42 @@ TEST(PreservedLines, OfAnyOtherShapeAreRefusedByNumber) {
                "lo=0x60003001 hi=0x101\n",
         std::string("refused 0000:00:05.0 root=0x60009000 unit=dmar0\n")})
     EXPECT_THAT(refused(line), HasSubstr("HF-PRESERVE-LINES")) << line;
+}
+
+TEST(PreservedLines, RangesAreAllOfADomainsPagesUpwardsAndNoneTwice) {
+  const std::string domain = "domain root=0x60003000 levels=3 state=held pages=3\n";
+  const auto range = [](const std::string& start, int bytes,
+                        const std::string& root = "0x60003000") {
+    return "range root=" + root + " start=" + start + " bytes=" + std::to_string(bytes) + "\n";
+  };
+  EXPECT_EQ(refused(domain + range("0x60003000", 4096) + range("0x60005000", 8192)), "taken");
+  const std::string device =
+      "device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x60001180 lo=0x60003001 "
+      "hi=0x101\n";
+  EXPECT_EQ(refused(domain + device + range("0x60003000", 12288)), "taken");
+  for (const std::string& text :
+       {domain,                                                          // none
+        domain + range("0x60003000", 8192),                              // too few
+        domain + range("0x60003000", 16384),                             // too many
+        domain + range("0x60003000", 0) + range("0x60005000", 12288),    // empty
+        domain + range("0x60003000", 4095) + range("0x60005000", 8193),  // no pages
+        domain + range("0x60003800", 12288),                             // not aligned
+        domain + range("0x60004000", 12288),                             // without root
+        domain + range("0x60005000", 8192) + range("0x60003000", 4096),  // downwards
+        domain + range("0x60003000", 8192) + range("0x60004000", 4096),  // overlapping
+        domain + range("0x60003000", 8192) + range("0x60005000", 4096),  // one run in two
+        domain + range("0xfffffffffffff000", 12288),                     // beyond the end
+        domain + range("0x60003000", 12288, "0x60009000"),               // another's
+        domain + range("0x60003000", 12288) + device,                    // device after
+        range("0x60003000", 12288) + domain,                             // before any
+        domain + range("0x60003000", 12288) +
+            "domain root=0x60010000 levels=3 state=held pages=2\n" +
+            range("0x60005000", 4096, "0x60010000") +
+            range("0x60010000", 4096, "0x60010000")})  // a page of the other domain
+    EXPECT_THAT(refused(text), HasSubstr("HF-PRESERVE-LINES")) << text;
+  EXPECT_THAT(refused(domain + "domain root=0x60010000 levels=3 state=held pages=1\n" +
+                      range("0x60010000", 4096, "0x60010000")),
+              HasSubstr("line 1"));
 }
 
 TEST(PreservedLines, AnyBytesEndInAnAnswer) {
@@ -199,8 +243,24 @@ TEST_F(Pool, AContextEntryOutsideThePoolIsRefused) {
   folder_.put("domains",
               "domain root=0x60003000 levels=3 state=held pages=3\n"
               "device 0000:00:03.0 root=0x60003000 unit=dmar0 did=1 context=0x1180 lo=0x60003001 "
-              "hi=0x101\n");
+              "hi=0x101\n"
+              "range root=0x60003000 start=0x60003000 bytes=12288\n");
   EXPECT_EQ(code_of_tables(), "HF-TABLES-OUTSIDE");
+}
+
+TEST_F(Pool, ARangeOutsideThePoolIsRefused) {
+  for (const auto& range :
+       {"range root=0x60003000 start=0x5ffff000 bytes=4096\nrange root=0x60003000 "
+        "start=0x60003000 bytes=8192\n",
+        "range root=0x60003000 start=0x60003000 bytes=4096\nrange root=0x60003000 "
+        "start=0x601ff000 bytes=8192\n"}) {
+    folder_.put("domains",
+                std::string("domain root=0x60003000 levels=3 state=held pages=3\n") + range);
+    const auto view = preserve_.domains();
+    ASSERT_FALSE(view) << range;
+    EXPECT_EQ(view.error().code, "HF-PRESERVE-LINES");
+    EXPECT_THAT(view.error().cause, HasSubstr("outside the pool"));
+  }
 }
 
 TEST_F(Pool, ADeviceThatTheKernelCutOffIsAVerificationFailureNamingWhy) {

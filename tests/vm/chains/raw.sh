@@ -166,6 +166,7 @@ next_kernel() {
 is_adopted() {
   [ "$(parameter vm.fill)" = yes ] && fill_memory
   native_is_kept_out "$NIC"
+  stub_is_kept_out "$NIC"
   # Where the kernel has runtime power management.
   if [ -e "/sys/bus/pci/devices/$NIC/power/control" ]; then
     try "without a driver it does not idle" does_not_idle "$NIC"
@@ -194,6 +195,8 @@ is_adopted() {
   expect 0 "adopted" raw_adopt adopt "$NIC" /dev/dax0.0
   show_out
   masters_bus "$NIC" && fail "given up for good it still masters the bus"
+  try "held no more, pci-stub gets it" stub "$NIC"
+  try "the NIC is bound again" bind "$NIC"
   pool_is_empty
   if [ "$(parameter vm.scale)" = yes ]; then
     try "the kernel tells time by function" mount -t tracefs tracing /sys/kernel/tracing

@@ -256,6 +256,28 @@ native_is_kept_out() {
   fi
 }
 
+# stub_is_kept_out BDF: a driver that takes anything and never asks for the device's DMA does not get it
+# while it is held, nor does its own, and the kernel says so.
+stub_is_kept_out() {
+  echo pci-stub >"/sys/bus/pci/devices/$1/driver_override"
+  expect 1 "pci-stub does not get it" sh -c "echo $1 >/sys/bus/pci/drivers/pci-stub/bind"
+  says "Device or resource busy"
+  echo >"/sys/bus/pci/devices/$1/driver_override"
+  expect 1 "nor does e1000e" sh -c "echo $1 >/sys/bus/pci/drivers/e1000e/bind"
+  says "Device or resource busy"
+  native_is_kept_out "$1"
+  expect 0 "the kernel's log" sh -c "dmesg | grep 'is held with its IOMMU domain'"
+  says "$1: is held with its IOMMU domain, pci-stub does not get it" \
+    "$1: is held with its IOMMU domain, e1000e does not get it"
+}
+
+# stub BDF: gives it to that driver, which takes what is not held.
+stub() {
+  echo pci-stub >"/sys/bus/pci/devices/$1/driver_override"
+  echo "$1" >"/sys/bus/pci/devices/$1/driver/unbind"
+  echo "$1" >/sys/bus/pci/drivers/pci-stub/bind
+}
+
 # masters_bus BDF: whether bit 2 of its command register is set.
 masters_bus() { [ $(($(od -An -tu1 -j4 -N1 "/sys/bus/pci/devices/$1/config") & 4)) != 0 ]; }
 

@@ -5,8 +5,9 @@
 //                                 ending), interrupts (MSI-X for every frame, stays), behind (most
 //                                 buffers in memory that is left behind), unarmed (the hold must
 //                                 not arm), plain (no opt-in, stays)
-//                                 hammer (stays, and once the kexec is under way tries to thaw and
-//                                 to set interrupts up until the end)
+//                                 hammer (stays, and once the kexec is under way tries to thaw, to
+//                                 set interrupts up, and to switch MSI and INTx on in config
+//                                 space, until the end)
 //   raw_adopt hammered DAX        what came of that
 //   raw_adopt mark DAX PHASE      tells the host where the story is
 //   raw_adopt more DAX            waits for more frames, touching nothing
@@ -22,11 +23,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/pci_regs.h>
 #include <linux/vfio.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -61,49 +64,121 @@ static void check_pool(const struct vfio_device* vfio) {
   close(fd);
 }
 
-// How often a call was refused with EBUSY, and how often it was not; in the region, for the next
+// How often a call was refused with EBUSY, and how often it was not; how often the device was seen
+// with all its interrupts off, and how often with one on after that. In the region, for the next
 // kernel.
 struct hammered {
-  volatile uint32_t thaw_refused, thaw_done, irqs_refused, irqs_done;
+  volatile uint32_t thaw_refused, thaw_done, irqs_refused, irqs_done, config_refused, config_done;
+  volatile uint32_t silent, heard;
 };
 #define HAMMERED 0x800
 
-static void count(int result, volatile uint32_t* refused, volatile uint32_t* done) {
-  if (result && errno == EBUSY)
+static void count(int error, volatile uint32_t* refused, volatile uint32_t* done) {
+  if (error == EBUSY)
     ++*refused;
   else
     ++*done;
+}
+
+// Where the MSI capability is.
+static uint32_t find_msi(const struct vfio_device* vfio) {
+  uint32_t at = vfio_config_read(vfio, PCI_CAPABILITY_LIST) & 0xfc;
+  for (int i = 0; at && i < 48; i++) {
+    uint16_t head = vfio_config_read(vfio, at);
+    if ((head & 0xff) == PCI_CAP_ID_MSI) return at;
+    at = head >> 8 & 0xfc;
+  }
+  errno = 0;
+  die("%s has no MSI", vfio->bdf);
+}
+
+// A register of a function as it really is, not as VFIO shows it.
+static uint16_t real_register(int config, uint32_t at) {
+  uint16_t value;
+  if (pread(config, &value, sizeof value, at) != sizeof value) die("config space, 0x%x", at);
+  return value;
+}
+
+static int open_config(const char* bdf) {
+  char path[64];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", bdf);
+  int config = open(path, O_RDONLY | O_CLOEXEC);
+  if (config < 0) die("%s", path);
+  return config;
+}
+
+static void set_irqs(struct vfio_irq_set* irqs, uint32_t flags, uint32_t count) {
+  memset(irqs, 0, sizeof *irqs);
+  irqs->argsz = sizeof *irqs;
+  irqs->flags = flags | VFIO_IRQ_SET_ACTION_TRIGGER;
+  irqs->index = VFIO_PCI_MSI_IRQ_INDEX;
+  irqs->count = count;
+}
+
+// Has MSI on, so that VFIO passes what is written to its enable bit on to the device, and INTx
+// disabled, so that it may be enabled.
+static void hammer_prepare(const struct vfio_device* vfio) {
+  char space[sizeof(struct vfio_irq_set) + sizeof(int)] __attribute__((aligned(8)));
+  struct vfio_irq_set* irqs = (struct vfio_irq_set*)space;
+  int event = eventfd(0, EFD_CLOEXEC);
+  set_irqs(irqs, VFIO_IRQ_SET_DATA_EVENTFD, 1);
+  irqs->argsz = sizeof space;
+  memcpy(irqs->data, &event, sizeof event);
+  if (ioctl(vfio->device, VFIO_DEVICE_SET_IRQS, irqs)) die("MSI");
+  uint16_t command = vfio_config_read(vfio, PCI_COMMAND);
+  if ((errno = vfio_config_write(vfio, PCI_COMMAND, command | PCI_COMMAND_INTX_DISABLE)))
+    die("PCI_COMMAND");
+  uint32_t flags = find_msi(vfio) + PCI_MSI_FLAGS;
+  if ((errno =
+           vfio_config_write(vfio, flags, vfio_config_read(vfio, flags) | PCI_MSI_FLAGS_ENABLE)))
+    die("MSI enable");
+  int config = open_config(vfio->bdf);
+  errno = 0;
+  if (!(real_register(config, flags) & PCI_MSI_FLAGS_ENABLE)) die("MSI is off");
+  close(config);
 }
 
 // From when the first device has been shut down, until this CPU is stopped.
 static void hammer(const struct vfio_device* vfio, uint8_t* memory) {
   struct hammered* hammered = (struct hammered*)(memory + HAMMERED);
   struct adopt_preserve thaw = {.argsz = sizeof thaw, .op = ADOPT_THAW};
-  struct vfio_irq_set irqs = {.argsz = sizeof irqs,
-                              .flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER,
-                              .index = VFIO_PCI_MSIX_IRQ_INDEX};
-  int disk = open("/sys/bus/pci/devices/0000:00:1e.0/config", O_RDONLY | O_CLOEXEC);
-  uint16_t command = 0;
+  struct vfio_irq_set irqs;
+  set_irqs(&irqs, VFIO_IRQ_SET_DATA_NONE, 0);
+  uint32_t flags = find_msi(vfio) + PCI_MSI_FLAGS;
+  uint16_t msi = vfio_config_read(vfio, flags) | PCI_MSI_FLAGS_ENABLE;
+  uint16_t command = vfio_config_read(vfio, PCI_COMMAND) & (uint16_t)~PCI_COMMAND_INTX_DISABLE;
+  int disk = open_config("0000:00:1e.0"), own = open_config(vfio->bdf);
   memset(hammered, 0, sizeof *hammered);
-  do
-    if (pread(disk, &command, sizeof command, 4) != sizeof command) die("the disk's config space");
-  while (command & 4);
+  while (real_register(disk, PCI_COMMAND) & PCI_COMMAND_MASTER);
   for (;;) {
-    count(ioctl(vfio->container, ADOPT_PRESERVE, &thaw), &hammered->thaw_refused,
+    count(ioctl(vfio->container, ADOPT_PRESERVE, &thaw) ? errno : 0, &hammered->thaw_refused,
           &hammered->thaw_done);
-    count(ioctl(vfio->device, VFIO_DEVICE_SET_IRQS, &irqs), &hammered->irqs_refused,
+    count(ioctl(vfio->device, VFIO_DEVICE_SET_IRQS, &irqs) ? errno : 0, &hammered->irqs_refused,
           &hammered->irqs_done);
+    count(vfio_config_write(vfio, flags, msi), &hammered->config_refused, &hammered->config_done);
+    count(vfio_config_write(vfio, PCI_COMMAND, command), &hammered->config_refused,
+          &hammered->config_done);
+    if (!(real_register(own, flags) & PCI_MSI_FLAGS_ENABLE) &&
+        real_register(own, PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE)
+      hammered->silent++;
+    else if (hammered->silent)
+      hammered->heard++;
   }
 }
 
 static int show_hammered(uint8_t* memory) {
   const struct hammered* hammered = (const struct hammered*)(memory + HAMMERED);
   printf(
-      "raw_adopt: during the kexec: thaw refused %u times, done %u; SET_IRQS refused %u, done %u\n",
-      hammered->thaw_refused, hammered->thaw_done, hammered->irqs_refused, hammered->irqs_done);
+      "raw_adopt: during the kexec: thaw refused %u times, done %u; SET_IRQS refused %u, done %u; "
+      "config writes refused %u, done %u; seen silent %u times, not any more %u\n",
+      hammered->thaw_refused, hammered->thaw_done, hammered->irqs_refused, hammered->irqs_done,
+      hammered->config_refused, hammered->config_done, hammered->silent, hammered->heard);
   errno = 0;
   if (!hammered->thaw_refused || hammered->thaw_done) die("a hold ended during a kexec");
   if (!hammered->irqs_refused || hammered->irqs_done) die("interrupts were set up during a kexec");
+  if (!hammered->config_refused || hammered->config_done)
+    die("config space was written during a kexec");
+  if (!hammered->silent || hammered->heard) die("the device was not silenced for good");
   return 0;
 }
 
@@ -145,6 +220,7 @@ static void run(const char* bdf, uint8_t* memory, const char* how) {
     check_hold(&vfio, memory);
     adopt_note_context(mailbox, bdf);
   }
+  if (hammers) hammer_prepare(&vfio);
   phase(ADOPT_HELD);
   if (hammers) hammer(&vfio, memory);
   if (stay)

@@ -88,17 +88,29 @@ volatile void* vfio_map_bar0(const struct vfio_device* vfio, size_t* size) {
   return bar;
 }
 
-void vfio_bus_master(const struct vfio_device* vfio, int on) {
+uint16_t vfio_config_read(const struct vfio_device* vfio, uint32_t at) {
   struct vfio_region_info info = region_info(vfio, VFIO_PCI_CONFIG_REGION_INDEX);
-  off_t at = (off_t)info.offset + PCI_COMMAND;
-  uint16_t command;
-  if (pread(vfio->device, &command, sizeof command, at) != sizeof command) die("PCI_COMMAND");
+  uint16_t value;
+  if (pread(vfio->device, &value, sizeof value, (off_t)info.offset + at) != sizeof value)
+    die("config space, 0x%x", at);
+  return value;
+}
+
+int vfio_config_write(const struct vfio_device* vfio, uint32_t at, uint16_t value) {
+  struct vfio_region_info info = region_info(vfio, VFIO_PCI_CONFIG_REGION_INDEX);
+  return pwrite(vfio->device, &value, sizeof value, (off_t)info.offset + at) == sizeof value
+             ? 0
+             : errno;
+}
+
+void vfio_bus_master(const struct vfio_device* vfio, int on) {
+  uint16_t command = vfio_config_read(vfio, PCI_COMMAND);
   command |= PCI_COMMAND_MEMORY;
   if (on)
     command |= PCI_COMMAND_MASTER;
   else
     command &= (uint16_t)~PCI_COMMAND_MASTER;
-  if (pwrite(vfio->device, &command, sizeof command, at) != sizeof command) die("PCI_COMMAND");
+  if ((errno = vfio_config_write(vfio, PCI_COMMAND, command))) die("PCI_COMMAND");
 }
 
 uint64_t iova_of(uint64_t offset) {

@@ -28,6 +28,10 @@ int vfio_map(const struct vfio_device* vfio, uint64_t iova, void* memory, uint64
 int vfio_unmap(const struct vfio_device* vfio, uint64_t iova, uint64_t size);
 /// BAR 0, mapped; `size` receives its length in bytes.
 volatile void* vfio_map_bar0(const struct vfio_device* vfio, size_t* size);
+/// A 16-bit register of the device's config space. Reading ends the program on an error, writing
+/// returns 0 or errno.
+uint16_t vfio_config_read(const struct vfio_device* vfio, uint32_t at);
+int vfio_config_write(const struct vfio_device* vfio, uint32_t at, uint16_t value);
 /// Switches memory decoding and bus mastering on (or bus mastering off) in the command register.
 void vfio_bus_master(const struct vfio_device* vfio, int on);
 

@@ -97,6 +97,11 @@ aimed_invalidations() {
     END { print did == "" ? "unknown" : device[name] + domain[did] + 0 }' "$CHAIN_LOG"
 }
 
+# listed_ranges: what the kernels say of where tables are, in the oracle's words.
+listed_ranges() {
+  sed -n 's/.*range root=[^ ]* start=\(0x[0-9a-f]*\) bytes=\([0-9]*\).*/\1+\2/p' "$CHAIN_LOG" | sort -u | paste -sd,
+}
+
 # saw KEY OPERATOR VALUE [ORACLE]: what the oracle counted; a chain fails on it. Faults are those of the
 # held device, HELD_SID (0x80: 00:10.0).
 saw() {
@@ -133,6 +138,9 @@ went_on() {
 # The proof itself, at the rate it is to be made at; a kernel with checks in it is slower.
 at_full_rate() { [ "${HOLDFAST_VM_SLOW:-1}" != 1 ] || saw rate -ge 1000; }
 
+# lists_ranges: the kernel lists exactly the pages that the host reached from the device's context entry.
+lists_ranges() { saw table-ranges = "$(listed_ranges)"; }
+
 # stopped: nothing arrived once the old kernel had left, and nothing went anywhere else.
 stopped() { saw wrong -eq 0 && saw strays -eq 0 && saw during -le 1200 && saw registered -eq 0; }
 
@@ -142,7 +150,7 @@ stopped() { saw wrong -eq 0 && saw strays -eq 0 && saw during -le 1200 && saw re
 raw_chain() { SCRIPT=raw adopt_machine "$@"; }
 
 chain_adopt_live() {
-  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on && at_full_rate
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on && at_full_rate && lists_ranges
 }
 
 chain_adopt_root_port() {
@@ -152,7 +160,7 @@ chain_adopt_root_port() {
 
 chain_adopt_48_bits() {
   VM_IOMMU=intel-iommu,intremap=on,caching-mode=on,aw-bits=48
-  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on && saw levels = 4
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS" "${NIC_DEVICE[@]}" && went_on && saw levels = 4 && lists_ranges
 }
 
 chain_adopt_no_caching_mode() {
@@ -166,8 +174,8 @@ chain_adopt_no_intremap() {
     "${NIC_DEVICE[@]}" && went_on
 }
 
-# Its process tries to end the hold, and to have interrupts, after devices have been shut down. Four more
-# give it time for that: they are shut down between the disk that it watches and its own.
+# Its process tries to end the hold, and to have interrupts in three ways, after devices have been shut
+# down. Four more give it time for that: they are shut down between the disk that it watches and its own.
 chain_adopt_hammered() {
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=hammer" "${NIC_DEVICE[@]}" \
     -device e1000e,addr=13.0 -device e1000e,addr=14.0 -device e1000e,addr=15.0 -device e1000e,addr=16.0 &&
