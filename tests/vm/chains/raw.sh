@@ -9,6 +9,8 @@
 #   vm.bell=BDF    a device that the host rings all the time, held too, its process alive to the end
 #   vm.second=BDF  a second NIC, in a container that does not opt in, in the memory of dax1.0
 
+OTHER=0000:00:13.0 # next to the bell
+
 step1() {
   scenario "$(parameter vm.scenario)"
   how=$(parameter vm.how)
@@ -28,8 +30,10 @@ step1() {
   fi
   if [ -n "$bell" ]; then
     try "the bell is bound" bind "$bell"
-    raw_bell run "$bell" /dev/dax0.0 >/run/bell 2>&1 &
+    try "and a device in no container" bind "$OTHER"
+    raw_bell run "$bell" /dev/dax0.0 "$OTHER" >/run/bell 2>&1 &
     wait_for 20 "the bell" grep -q "held, and rings" /run/bell
+    sed 's/^/    /' /run/bell
   fi
   run_ring "$NIC" /dev/dax0.0 "${how:-leave}"
   [ "$(parameter vm.last)" = dumped ] && crash
@@ -189,7 +193,8 @@ is_adopted() {
   bell=$(parameter vm.bell)
   if [ -n "$bell" ]; then
     try "the bell is bound again" bind "$bell"
-    expect 0 "the bell is taken up" raw_bell adopt "$bell" /dev/dax0.0
+    try "and a device in no container" bind "$OTHER"
+    expect 0 "the bell is taken up" raw_bell adopt "$bell" /dev/dax0.0 "$OTHER"
     show_out
   fi
   expect 0 "adopted" raw_adopt adopt "$NIC" /dev/dax0.0

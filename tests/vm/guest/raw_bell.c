@@ -1,8 +1,10 @@
 // A device that does nothing but raise its interrupt whenever the host rings it (ivshmem-doorbell),
 // in a preserved container of its own.
 //
-//   raw_bell run BDF DAX     holds it, takes its interrupts and counts them in memory; stays
-//   raw_bell adopt BDF DAX   takes it up, hears nothing before it asks to, then each ring; gives it up
+//   raw_bell run BDF DAX OTHER     holds it, takes its interrupts and counts them in memory; stays
+//   raw_bell adopt BDF DAX OTHER   takes it up, hears each ring once it asks to; gives it up
+//
+// OTHER is a device that is in no container: under the hold its group cannot join.
 
 #include <errno.h>
 #include <stdatomic.h>
@@ -26,7 +28,14 @@ static uint64_t listen_for(int event, int milliseconds) {
   return heard;
 }
 
-static int run(const char* bdf, uint8_t* memory) {
+static int join(const struct vfio_device* vfio, const char* other) {
+  struct vfio_device joining = {0};
+  int error = adopt_join(vfio, &joining, other);
+  close(joining.group);
+  return error;
+}
+
+static int run(const char* bdf, uint8_t* memory, const char* other) {
   struct vfio_device vfio;
   volatile uint64_t* heard = (volatile uint64_t*)memory;
   adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
@@ -39,13 +48,14 @@ static int run(const char* bdf, uint8_t* memory) {
   if (before < 100) die("it rang %llu times in a second", (unsigned long long)before);
   struct adopt_preserve preserve = adopt_preserve(&vfio, ADOPT_HOLD);
   if (!(preserve.state & ADOPT_STATE_ARMED)) die("the hold is not armed");
+  adopt_expect("one more group joins a container that is held", join(&vfio, other), EBUSY);
   *heard = 0;
   printf("raw_bell: held, and rings\n");
   fflush(stdout);
   for (;;) *heard += adopt_interrupts(event, 1000);
 }
 
-static int adopt(const char* bdf, uint8_t* memory) {
+static int adopt(const char* bdf, uint8_t* memory, const char* other) {
   struct vfio_device vfio;
   uint64_t heard = *(volatile uint64_t*)memory;
   printf("raw_bell: heard %llu times under the hold, until the kernel left\n",
@@ -64,7 +74,9 @@ static int adopt(const char* bdf, uint8_t* memory) {
   errno = 0;
   if (raised == 0) die("what may have been missed is not made up for");
   if (after < 100) die("it does not ring any more");
+  adopt_expect("one more group joins what is held", join(&vfio, other), EBUSY);
   adopt_preserve(&vfio, ADOPT_THAW);
+  adopt_expect("and after the thaw", join(&vfio, other), 0);
   adopt_expect("its memory is given back", vfio_unmap(&vfio, 0, BELL_SIZE), 0);
   return 0;
 }
@@ -72,9 +84,9 @@ static int adopt(const char* bdf, uint8_t* memory) {
 int main(int argc, char** argv) {
   int dax;
   errno = 0;
-  if (argc != 4) die("run|adopt BDF DAX");
+  if (argc != 5) die("run|adopt BDF DAX OTHER");
   uint8_t* memory = (uint8_t*)map_region(argv[3], BELL_MEMORY + BELL_SIZE, &dax) + BELL_MEMORY;
-  if (strcmp(argv[1], "run") == 0) return run(argv[2], memory);
-  if (strcmp(argv[1], "adopt") == 0) return adopt(argv[2], memory);
+  if (strcmp(argv[1], "run") == 0) return run(argv[2], memory, argv[4]);
+  if (strcmp(argv[1], "adopt") == 0) return adopt(argv[2], memory, argv[4]);
   die("%s is neither run nor adopt", argv[1]);
 }
