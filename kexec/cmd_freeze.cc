@@ -12,6 +12,7 @@
 #include "persist/model/json.h"
 #include "persist/model/json_field.h"
 #include "persist/model/state.h"
+#include "restore/kernel/preserve.h"
 
 namespace holdfast::command {
 namespace {
@@ -62,6 +63,21 @@ Result<Exit> run_freeze(Context& context, const FreezeOptions& options) {
   return Exit::kDone;
 }
 
+// An arena that forgets a container does not end what the kernel keeps of it.
+void note_parked(const Context& context) {
+  const auto view = kernel::Preserve(context.host().path("/sys")).domains();
+  if (!view) return;  // no such kernel, or not root
+  for (const auto& domain : view->domains) {
+    if (!domain.parked) continue;
+    std::string devices;
+    for (const auto& device : domain.devices) devices += " " + device.bdf;
+    context.note(
+        fmt::format("the kernel still keeps domain {0:#x}:{1}; DMA goes on until it is "
+                    "ended: holdfast release {0:#x}",
+                    domain.root, devices));
+  }
+}
+
 using OfflineAct = Result<void> (arena::Writer::*)();
 
 // Through the agent where one runs; by this process where none holds the arena.
@@ -90,6 +106,7 @@ Result<Exit> run_ending(Context& context, const char* verb, OfflineAct act, cons
                     field_text(answer, "state").empty()
                         ? std::string()
                         : fmt::format("; the arena is {}", field_text(answer, "state"))));
+  note_parked(context);
   return Exit::kDone;
 }
 
@@ -146,7 +163,8 @@ void add_discard(CLI::App& app, Context& context) {
   add_json_option(*command, context);
   command->footer(R"(Example:
   holdfast discard          after a power loss or cold boot: record afresh, no new init needed
-The generation stays readable (holdfast show --generation N).)");
+The generation stays readable (holdfast show --generation N). Devices that the kernel keeps for it go
+on until `holdfast release ROOT`; discard names them.)");
   command->callback([&context] {
     context.action = [&context] {
       return run_ending(context, "discard", &arena::Writer::discard, "discarded");

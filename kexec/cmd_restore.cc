@@ -194,6 +194,7 @@ void add_release(CLI::App& app, Context& context) {
   add_json_option(*command, context);
   command->footer(R"(Example:
   holdfast release vm0
+NAME may also be the top table or a device of what `holdfast doctor` lists as parked.
 What holdfastd holds of it is closed: the kernel then ends its DMA. It counts as settled, so that a
 restore can finish without it.)");
   command->callback([&context, options] {

@@ -65,7 +65,7 @@ Result<Capabilities> Type1Port::probe() {
   out.map = asked(container, sys::kVfioType1v2, "modprobe vfio_iommu_type1");
   out.live_update = asked(container, sys::kVfioLiveUpdate, std::string(kSeries));
   out.preserved_tables = asked(container, sys::kVfioType1v2Preserved, std::string(kSeries));
-  out.change_dma_owner = asked(container, sys::kVfioDmaOwner, std::string(kSeries));
+  out.change_dma_owner = asked(container, sys::kVfioDmaOwner, "nothing here needs it");
   out.unmap_all = asked(container, sys::kVfioUnmapAll, "Linux 5.12 or newer");
   out.update_vaddr = asked(container, sys::kVfioUpdateVaddr, "Linux 5.12 or newer");
   // An empty container always says 0 (vfio_iommu_type1_check_extension, since 6.3 and its stable

@@ -6,11 +6,13 @@
 
 #include "persist/base/io.h"
 #include "tests/unit/kexec/host_fixture.h"
+#include "tests/unit/restore/preserve_folder.h"
 
 namespace holdfast::command {
 namespace {
 
 using holdfast::testing::HostFixture;
+using holdfast::testing::PreserveFolder;
 using holdfast::testing::Said;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
@@ -96,6 +98,15 @@ TEST_F(ThroughTheAgent, DiscardEndsAFrozenGenerationAndKeepsItReadable) {
   ASSERT_EQ(discarded.status, 0) << discarded.err;
   EXPECT_NE(state(), "frozen\n");
   EXPECT_EQ(ask({"show", "--generation", number}).status, 0);
+}
+
+TEST_F(ThroughTheAgent, DiscardNamesWhatTheKernelGoesOnWith) {
+  ASSERT_EQ(ask({"freeze"}).status, 0);
+  const PreserveFolder folder(root("/sys"));
+  const Said discarded = ask({"discard"});
+  ASSERT_EQ(discarded.status, 0) << discarded.err;
+  EXPECT_THAT(discarded.err, AllOf(HasSubstr("0000:00:03.0; DMA goes on"),
+                                   HasSubstr("holdfast release 0x60003000")));
 }
 
 TEST_F(ThroughTheAgent, ReleaseOfANameThatIsNotThereFails) {
