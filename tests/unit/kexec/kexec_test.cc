@@ -10,6 +10,7 @@
 #include "persist/base/io.h"
 #include "tests/unit/kexec/fake_agent.h"
 #include "tests/unit/kexec/host_fixture.h"
+#include "tests/unit/restore/preserve_folder.h"
 
 namespace holdfast::command {
 namespace {
@@ -17,6 +18,7 @@ namespace {
 using holdfast::testing::FakeImage;
 using holdfast::testing::HostFixture;
 using holdfast::testing::kNextBoot;
+using holdfast::testing::PreserveFolder;
 using holdfast::testing::Said;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
@@ -199,6 +201,32 @@ TEST_F(Kexec, UnloadOfAFrozenArenaIsRefusedAndOfAnUnarmedOneIsNot) {
   EXPECT_EQ(frozen.status, 5);
   EXPECT_THAT(frozen.err, HasSubstr("holdfast thaw"));
   EXPECT_EQ(exec({"--dry-run"}).status, 0);
+}
+
+// A host with an opted-in container, and an image that may or may not take its tables over.
+TEST_F(Kexec, WhereContainersOptedInBothCheckAndLoadAskWhetherTheImageTakesOver) {
+  start_agent();
+  const PreserveFolder folder(root("/sys"));
+  const std::string good = "intel_iommu=on iommu_preserve=2M@0x60000000";
+  const auto check = [&](const std::string& line) {
+    return on_arena({"kexec", "check", image(), "--append", line});
+  };
+  EXPECT_EQ(check(good).status, 4) << "the image does not have the feature";
+  const Said refused = load({"--append", good});
+  EXPECT_EQ(refused.status, 4);
+  EXPECT_THAT(refused.err, AllOf(HasSubstr("HF-KEXEC-NO-ADOPT"), HasSubstr("--quiesce")));
+  EXPECT_EQ(asked(), "") << "nothing was loaded";
+  EXPECT_NE(show()["state"], "armed");
+  ASSERT_EQ(load({"--append", good, "--quiesce"}).status, 0)
+      << "their devices stop, and it was said";
+  EXPECT_EQ(show()["state"], "armed");
+  FakeImage patched;
+  patched.load_flags |= 1 << 15;
+  ASSERT_TRUE(write_file(image(), patched.bytes()));
+  EXPECT_THAT(check(good).out, HasSubstr("takes over the page tables"));
+  EXPECT_EQ(load({"--append", good}).status, 0);
+  EXPECT_EQ(check(good + " mem=1G").status, 4);
+  EXPECT_EQ(load({"--append", good + " mem=1G"}).status, 4);
 }
 
 // -- check ----------------------------------------------------------------------------------------
