@@ -291,11 +291,16 @@ Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {
     out.reply.labels.push_back({role, id, length, name});
     out.descriptors.push_back(fd);
   };
-  add(protocol::DescriptorRole::kContainer, entry.id, 0, entry.name, holding->container);
+  add(protocol::DescriptorRole::kContainer, entry.id, entry.hold_seconds, entry.name,
+      holding->container);
+  const std::vector<Device> known = devices_of(writer.live(), entry.name);
   for (const auto& device : holding->devices) {
     if (device.group.valid()) add(protocol::DescriptorRole::kGroup, 0, 0, device.bdf, device.group);
+    const auto recorded = std::ranges::find(known, device.bdf, &Device::bdf);
+    const bool consents = recorded != known.end() && recorded->consents_to_reinit;
     if (device.device.valid())
-      add(protocol::DescriptorRole::kDevice, 0, 0, device.bdf, device.device);
+      add(protocol::DescriptorRole::kDevice, consents ? protocol::kDeviceConsentsToReinit : 0, 0,
+          device.bdf, device.device);
   }
   std::vector<Mapping> mappings;
   mappings.reserve(writer.mapping_count(entry.id));

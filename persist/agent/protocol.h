@@ -192,11 +192,11 @@ struct Take {
 };
 
 enum class DescriptorRole : uint32_t {
-  kContainer = 1,
-  kGroup = 2,     ///< name: the device's BDF
-  kDevice = 3,    ///< name: the BDF
-  kMemory = 4,    ///< id: the region; name: its name; length: its bytes
-  kMappings = 5,  ///< a memfd of Mapping records sorted by iova; length: their number
+  kContainer = 1,  ///< length: its hold_seconds
+  kGroup = 2,      ///< name: the device's BDF
+  kDevice = 3,     ///< id: its flags, as REGISTER_DEVICE has them; name: the BDF
+  kMemory = 4,     ///< id: the region; name: its name; length: its bytes
+  kMappings = 5,   ///< a memfd of Mapping records sorted by iova; length: their number
 };
 struct DescriptorLabel {
   DescriptorRole role = DescriptorRole::kContainer;

@@ -121,6 +121,7 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
       case protocol::DescriptorRole::kContainer: {
         HOLDFAST_TRY_ASSIGN(container->fd, fd.duplicate());
         taken->container_fd = fd.release();
+        container->hold_seconds = static_cast<uint32_t>(label.length);
         break;
       }
       case protocol::DescriptorRole::kGroup:
@@ -140,6 +141,10 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
   for (const auto& device : taken->device_list) {
     hf_container::Device copy;
     copy.bdf = device.bdf;
+    // What the owner before consented to holds when this program connects again.
+    for (const auto& label : reply->labels)
+      if (label.role == protocol::DescriptorRole::kDevice && label.name == copy.bdf)
+        copy.flags = label.id;
     HOLDFAST_TRY_ASSIGN(copy.group, duplicate(device.group_fd));
     HOLDFAST_TRY_ASSIGN(copy.device, duplicate(device.device_fd));
     container->devices.push_back(std::move(copy));

@@ -44,14 +44,14 @@ const hf_kernel_ops& sim_ops(sim::SimPort& port) {
 /// One program with a container, a device and memory.
 struct Program {
   explicit Program(World& world, hf::Connection::Options options = {},
-                   const std::string& bdf = "0000:00:04.0", uint32_t hold = 0)
+                   const std::string& bdf = "0000:00:04.0", uint32_t hold = 0, uint32_t flags = 0)
       : hardware(world.open(bdf)), connection([&] {
           options.socket = world.socket();
           return std::move(*hf::Connection::connect(std::move(options)));
         }()) {
     EXPECT_TRUE(connection.set_kernel_ops(&sim_ops(world.port())));
     container = *connection.add_container("vm0", HF_KIND_SIM, hardware.container.get(), hold);
-    EXPECT_TRUE(container.add_device(bdf, hardware.group.get(), hardware.device.get()));
+    EXPECT_TRUE(container.add_device(bdf, hardware.group.get(), hardware.device.get(), flags));
     memory = *connection.add_memory("ram", world.memory().get(), world.memory_path());
   }
   Opened hardware;
@@ -170,6 +170,36 @@ TEST(Library, WhatIsTakenComesWithMemoryAndMappingsAndGoesOnBeingRecorded) {
   ASSERT_TRUE(connection.sync());
   EXPECT_EQ(world.container("vm0")["mappings"], 1);
   EXPECT_EQ(world.container("vm0")["custody"], "owned");
+}
+
+TEST(Library, WhatTheOwnerBeforeConsentedToOutlivesTheAgent) {
+  World world;
+  {
+    Program first(world, {}, "0000:00:04.0", 60, HF_CONSENTS_TO_REINIT);
+    ASSERT_TRUE(first.connection.sync());
+  }
+  for (int i = 0; i < 500 && world.container("vm0")["custody"] != "held"; ++i) ::usleep(10'000);
+  hf::Connection::Options options;
+  options.socket = world.socket();
+  auto connection = std::move(*hf::Connection::connect(std::move(options)));
+  auto taken = connection.take("vm0");
+  ASSERT_TRUE(taken) << taken.failure().message();
+  world.stop_agent();
+  pollfd ready{connection.event_fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&ready, 1, 5000), 1);
+  ASSERT_TRUE(connection.dispatch());
+  world.start_agent();
+  const auto again = connection.reconnect();
+  ASSERT_TRUE(again) << again.failure().message();
+  EXPECT_EQ(world.container("vm0")["hold_seconds"], 60);
+  ASSERT_TRUE(taken->container().resync({}));
+  const uint64_t frozen = world.call("freeze", {{"policy", "adopt"}})["generation"].get<uint64_t>();
+  const auto after = arena::Reader::open(world.arena());
+  const auto view = after->generation(frozen);
+  ASSERT_TRUE(view) << view.error().message();
+  const auto& devices = view->manifest().find("vm0")->container.devices;
+  ASSERT_EQ(devices.size(), 1u);
+  EXPECT_TRUE(devices[0].consents_to_reinit);
 }
 
 TEST(Library, TwoThreadsOnOneContainerAreRecordedInTheKernelsOrder) {
