@@ -176,10 +176,12 @@ Result<Turn> check_token(const ArenaFacts& arena, const BootFacts& boot) {
               "was frozen by this very boot: no kexec has happened and its owners still run",
               "holdfast kexec exec goes on, holdfast thaw takes the freeze back");
   if (boot.nonce.empty() || !boot.arena)
-    return no("HF-TOKEN-COLD-BOOT", object,
-              "this kernel's command line carries no holdfast.nonce=: it was not kexec'd for it "
-              "(cold boot)",
-              "devices and memory started afresh; end the generation with: holdfast discard");
+    return no(
+        "HF-TOKEN-COLD-BOOT", object,
+        "this kernel's command line carries no holdfast.nonce=: it was not kexec'd for it "
+        "(cold boot)",
+        "after a reset devices and memory started afresh: holdfast discard; it names what a kernel "
+        "that was kexec'd without the token keeps running");
   if (*boot.arena != arena.arena)
     return no("HF-TOKEN-OTHER-ARENA", fmt::format("arena {}", arena.arena.text()),
               fmt::format("this kernel was started for arena {}", boot.arena->text()),
