@@ -238,6 +238,22 @@ void adopt_interrupt_on(const struct vfio_device* vfio) {
   write32(bar, kIms, kReceiveQueue0);
 }
 
+int adopt_interrupt_is_on(const struct vfio_device* vfio) {
+  size_t size;
+  volatile uint8_t* bar = vfio_map_bar0(vfio, &size);
+  return *(volatile uint32_t*)(bar + kIms) != 0;
+}
+
+int adopt_intx_is_on(const char* bdf) {
+  char path[128];
+  uint16_t command;
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", bdf);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0 || pread(fd, &command, sizeof command, 4) != sizeof command) die("%s", path);
+  close(fd);
+  return !(command & 0x400);  // PCI_COMMAND_INTX_DISABLE
+}
+
 void adopt_interrupt_off(const struct vfio_device* vfio) {
   size_t size;
   write32(vfio_map_bar0(vfio, &size), kImc, 0xffffffff);

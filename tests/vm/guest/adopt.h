@@ -90,6 +90,10 @@ int adopt_wait_frames(const uint8_t* memory, uint32_t frames);
 
 /// Sets up MSI-X vector 0 with an eventfd, which is returned; the device is not told to use it.
 int adopt_interrupt(const struct vfio_device* vfio);
+/// Whether the device has leave to raise anything; whether the function has (sysfs, not vfio's
+/// view).
+int adopt_interrupt_is_on(const struct vfio_device* vfio);
+int adopt_intx_is_on(const char* bdf);
 /// Has every received frame raise vector 0, or no longer.
 void adopt_interrupt_on(const struct vfio_device* vfio);
 void adopt_interrupt_off(const struct vfio_device* vfio);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "adopt.h"
@@ -35,12 +36,28 @@ static int join(const struct vfio_device* vfio, const char* other) {
   return error;
 }
 
+// What is another device's is not this one's to write to, in the next kernel even less.
+static void foreign_bar(const struct vfio_device* vfio, const char* other) {
+  struct vfio_device owner;
+  size_t size;
+  vfio_open(&owner, other);
+  void* bar = (void*)vfio_map_bar0(&owner, &size);
+  adopt_expect("the BAR of a device outside the container",
+               adopt_map(vfio, 0x100000000, bar, 0x1000, ADOPT_RW, 0), EADDRINUSE);
+  adopt_expect("which its own container may have", vfio_map(&owner, 0x100000000, bar, 0x1000), 0);
+  munmap(bar, size);
+  close(owner.device);
+  close(owner.group);
+  close(owner.container);
+}
+
 static int run(const char* bdf, uint8_t* memory, const char* other) {
   struct vfio_device vfio;
   volatile uint64_t* heard = (volatile uint64_t*)memory;
   adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
   vfio.device = adopt_device(&vfio);
   adopt_expect("its memory", adopt_map(&vfio, 0, memory, BELL_SIZE, ADOPT_RW, 0), 0);
+  foreign_bar(&vfio, other);
   vfio_bus_master(&vfio, 1);
   int event = adopt_interrupt(&vfio);
   uint64_t before = listen_for(event, 1000);
