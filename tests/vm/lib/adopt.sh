@@ -175,11 +175,12 @@ chain_adopt_no_intremap() {
 }
 
 # Its process tries to end the hold, and to have interrupts in three ways, after devices have been shut
-# down. Four more give it time for that: they are shut down between the disk that it watches and its own.
+# down. Eight more give it time for that: four are shut down between the disk that it watches and its own,
+# four after its own has been silenced.
 chain_adopt_hammered() {
-  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=hammer" "${NIC_DEVICE[@]}" \
-    -device e1000e,addr=13.0 -device e1000e,addr=14.0 -device e1000e,addr=15.0 -device e1000e,addr=16.0 &&
-    went_on
+  local more=() at
+  for at in 4 5 6 7 13 14 15 16; do more+=(-device "e1000e,addr=$at.0"); done
+  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=hammer" "${NIC_DEVICE[@]}" "${more[@]}" && went_on
 }
 
 # A second device raises its interrupt hundreds of times a second, whatever kernel there is.
