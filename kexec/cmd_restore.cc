@@ -99,6 +99,8 @@ Result<Exit> run_plan(Context& context, const Options& options) {
   // A plan that would be refused is shown, and says so with the status that restore would have.
   if (auto refusal = error_in(plan, "refusal"))
     return std::unexpected(std::move(*refusal).in("plan"));
+  if (auto partly = error_in(plan, "partly"))
+    return std::unexpected(std::move(*partly).in("plan"));
   return Exit::kDone;
 }
 
@@ -161,7 +163,8 @@ void add_plan(CLI::App& app, Context& context) {
   holdfast plan --policy adopt-or-remap --only vm0 --json
   holdfast plan --token
 Changes nothing and opens no device. A plan that would be refused is printed and ends with the
-status of that refusal; whether this boot may restore at all (the boot token) is printed with it.)");
+status of that refusal, one of which some containers are refused with 6; whether this boot may
+restore at all (the boot token) is printed with it.)");
   command->callback([&context, options] {
     context.action = [&context, options] { return run_plan(context, *options); };
   });
@@ -177,7 +180,8 @@ void add_restore(CLI::App& app, Context& context) {
   holdfast restore
   holdfast restore --policy adopt-or-remap --allow-weaker
   holdfast restore --only vm0         retry one container
-Container by container, all or nothing. Run again in the same boot it goes on with what is not
+Container by container, all or nothing: nothing is done to one that is refused, and the others are
+restored (exit 6). Run again in the same boot it goes on with what is not
 done, and after a finished one takes up again what its agent lost before its owner took it. A cold
 boot, another generation, or a finished restore with nothing left is refused (exit 5).)");
   command->callback([&context, options] {

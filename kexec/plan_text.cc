@@ -73,8 +73,14 @@ std::string plan_text(const Json& plan) {
     for (const auto& refusal : list(container, "refusals"))
       out += "  refused:\n" + indented(field_text(refusal, "message"), "    ");
   }
-  out += truth(plan, "runs") ? "\nevery container is taken up whole or not at all\n"
-                             : "\nthis plan will not be run; nothing is changed\n";
+  if (!truth(plan, "runs"))
+    out += "\nthis plan will not be run; nothing is changed\n";
+  else if (!object(plan, "partly").empty())
+    out +=
+        "\nnothing is done to what is refused; every other container is taken up whole or not at "
+        "all\n";
+  else
+    out += "\nevery container is taken up whole or not at all\n";
   return out;
 }
 
@@ -86,15 +92,22 @@ std::string restore_report_text(const Json& report) {
                        milliseconds(*looked, "checksums_ns"), milliseconds(*looked, "inspect_ns"));
   for (const auto& container : list(report, "containers")) {
     const bool done = truth(container, "done");
-    out += fmt::format("  {} {}: {}{}\n", done ? "done" : "FAILED", field_text(container, "name"),
-                       field_text(container, "strategy"),
-                       field_text(container, "mappings").empty()
-                           ? std::string()
-                           : fmt::format(", {} mappings", field_text(container, "mappings")));
-    if (const auto took = milliseconds(container, "duration_ns"); !took.empty())
-      out.insert(out.size() - 1, ", " + took);
+    const bool refused = field_text(container, "strategy") == "refuse";
+    if (refused) {
+      out += fmt::format("  REFUSED {}\n", field_text(container, "name"));
+    } else {
+      out += fmt::format("  {} {}: {}{}\n", done ? "done" : "FAILED", field_text(container, "name"),
+                         field_text(container, "strategy"),
+                         field_text(container, "mappings").empty()
+                             ? std::string()
+                             : fmt::format(", {} mappings", field_text(container, "mappings")));
+      if (const auto took = milliseconds(container, "duration_ns"); !took.empty())
+        out.insert(out.size() - 1, ", " + took);
+    }
     const auto error = container.is_object() ? container.find("error") : container.end();
-    if (!done && error != container.end() && error->is_object())
+    if (const Json& refusals = list(container, "refusals"); !refusals.empty())
+      for (const auto& refusal : refusals) out += indented(field_text(refusal, "message"), "    ");
+    else if (!done && error != container.end() && error->is_object())
       out += indented(field_text(*error, "message"), "    ");
   }
   return out;

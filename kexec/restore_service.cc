@@ -243,7 +243,6 @@ Result<agent::Reply> RestoreService::restore(agent::Request& request) {
   Throttle throttle(request.progress);
   restore::ExecuteOptions options;
   options.boot = boot.boot;
-  options.resume = prepared->turn == restore::Turn::kResume;
   options.again = prepared->turn == restore::Turn::kAgain;
   options.settled = prepared->settled;
   options.progress = [&throttle](const restore::Progress& progress) { throttle(progress); };

@@ -328,7 +328,7 @@ class Execution {
   Result<Report> run() {
     if (auto refusal = plan_.refusal()) return std::unexpected(*std::move(refusal));
     report_.generation = plan_.generation;
-    if (log_ != nullptr && !options_.resume) {
+    if (log_ != nullptr) {
       points_.pass();
       HOLDFAST_TRY(log_->started(plan_.generation, options_.boot));
     }
@@ -343,6 +343,7 @@ class Execution {
     ContainerReport result;
     result.name = container.name;
     result.strategy = container.strategy;
+    if (container.strategy == Strategy::kRefuse) return leave_alone(container, result);
     const uint64_t start = now_ns();
     Attempt attempt(plan_, container, port_, custody_, log_, points_);
     const bool settled = container.strategy == Strategy::kSettled;
@@ -375,6 +376,19 @@ class Execution {
         roll_back(container, attempt, result);
     }
     result.duration_ns = now_ns() - start;
+    report_.containers.push_back(std::move(result));
+  }
+
+  void leave_alone(const ContainerPlan& container, ContainerReport& result) {
+    result.refusals = container.refusals;
+    result.error = result.refusals.empty()
+                       ? fail(container_object(container.name), "is refused").error()
+                       : result.refusals.front();
+    points_.pass();
+    if (log_ != nullptr)
+      if (auto logged = log_->failed(container.name, *result.error); !logged)
+        result.error->details.push_back("and the log could not be written: " +
+                                        logged.error().headline());
     report_.containers.push_back(std::move(result));
   }
 
@@ -427,27 +441,37 @@ class Execution {
   void conclude() {
     std::string done, failed;
     const ContainerReport* first = nullptr;
+    std::vector<const Error*> reasons;
+    bool untouched = true;
     for (const auto& container : report_.containers) {
       std::string& names = container.done ? done : failed;
       names += (names.empty() ? "" : ", ") + container.name;
-      if (!container.done && first == nullptr) first = &container;
+      if (container.done) continue;
+      if (first == nullptr) first = &container;
+      reasons.push_back(&*container.error);
+      for (size_t i = 1; i < container.refusals.size(); ++i)
+        reasons.push_back(&container.refusals[i]);
+      untouched &= container.undone || container.strategy == Strategy::kRefuse;
     }
     if (first == nullptr) return;
-    report_.error = *first->error;
-    if (done.empty() && first->undone) {
-      report_.error->in("restore");
-      return;
+    if (done.empty() && untouched) {
+      report_.error = *first->error;
+      for (size_t i = 1; i < reasons.size(); ++i)
+        report_.error->details.push_back("also: " + reasons[i]->headline());
+    } else if (report_.containers.size() == 1) {
+      report_.error = *first->error;
+      report_.error->exit = Exit::kPartly;
+      report_.error->code = "HF-RESTORE-PARTLY";
+      report_.error->details.push_back(
+          fmt::format("restored: none; not restored: {}", first->name));
+      report_.error->remedy = partly_remedy(first->name);
+    } else {
+      report_.error = partly_error(
+          report_.generation,
+          fmt::format("restored: {}; not restored: {}", done.empty() ? "none" : done, failed),
+          reasons, first->name);
     }
-    Error& error = *report_.error;
-    error.exit = Exit::kPartly;
-    error.code = "HF-RESTORE-PARTLY";
-    error.details.push_back(
-        fmt::format("restored: {}; not restored: {}", done.empty() ? "none" : done, failed));
-    error.remedy = fmt::format(
-        "holdfast restore --only {} tries again, holdfast release {} gives "
-        "it up",
-        first->name, first->name);
-    error.in("restore");
+    report_.error->in("restore");
   }
 
   const Plan& plan_;

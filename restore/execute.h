@@ -13,7 +13,8 @@
 // and the next run writes what the log lacks.
 //
 // Undoing never touches a live entry: adopted ranges are forgotten (Port::forget), mapped ones are
-// unmapped, descriptors are closed. A failed container does not stop the next one.
+// unmapped, descriptors are closed. A failed container does not stop the next one. A refused one is
+// not touched: the log says failed, and that is all.
 
 #include <cstdint>
 #include <functional>
@@ -73,6 +74,7 @@ class Custody {
 class RestoreLog {
  public:
   virtual ~RestoreLog() = default;
+  /// Also where it stands there already: a run that resumes ends what a refusal since left behind.
   virtual Result<void> started(uint64_t generation, const Uuid& boot) = 0;
   virtual Result<void> done(const std::string& container) = 0;
   virtual Result<void> failed(const std::string& container, const Error& error) = 0;
@@ -96,7 +98,8 @@ struct ContainerReport {
   bool undone = false;    ///< failed and rolled back whole
   uint64_t mappings = 0;  ///< mapped or adopted
   uint64_t duration_ns = 0;
-  std::optional<Error> error;  ///< why not done
+  std::optional<Error> error;   ///< why not done
+  std::vector<Error> refusals;  ///< strategy kRefuse: all of why; `error` is the first
 };
 
 struct Report {
@@ -104,7 +107,7 @@ struct Report {
   std::vector<StepReport> steps;
   std::vector<ContainerReport> containers;
   bool finished = false;  ///< the restore log says finished
-  /// exit 0: nullopt. All failed: the first failure. Some: exit 6, HF-RESTORE-PARTLY, naming both.
+  /// exit 0: nullopt. None is up: the first failure. Some: exit 6, HF-RESTORE-PARTLY, naming both.
   std::optional<Error> error;
 };
 
@@ -116,9 +119,8 @@ struct Progress {
 };
 
 struct ExecuteOptions {
-  Uuid boot;            ///< running kernel's boot id
-  bool resume = false;  ///< Turn::kResume: `started` is already in the log
-  bool again = false;   ///< Turn::kAgain: the log has all of it already; nothing is written
+  Uuid boot;           ///< running kernel's boot id
+  bool again = false;  ///< Turn::kAgain: the log has all of it already; nothing is written
   /// Containers of the generation that are not in the plan and need no more work (done, released):
   /// finished() is logged only when all others are done.
   std::vector<std::string> settled;

@@ -266,7 +266,47 @@ Plan make_plan(const PlanInput& input) {
   return plan;
 }
 
+std::string partly_remedy(std::string_view name) {
+  return fmt::format("holdfast restore --only {} tries again, holdfast release {} gives it up",
+                     name, name);
+}
+
+Error partly_error(uint64_t generation, std::string_view cause,
+                   const std::vector<const Error*>& reasons, std::string_view first) {
+  Error error = refuse(Exit::kPartly, "HF-RESTORE-PARTLY", fmt::format("generation {}", generation),
+                       cause, partly_remedy(first))
+                    .error();
+  for (const Error* reason : reasons) {
+    error.details.push_back(reason->headline());
+    for (const auto& line : reason->details) error.details.push_back("  " + line);
+    if (!reason->remedy.empty()) error.details.push_back("  remedy: " + reason->remedy);
+  }
+  return error;
+}
+
+std::optional<Error> Plan::partly() const {
+  std::string taken, refused;
+  std::vector<const Error*> reasons;
+  std::string_view first;
+  for (const auto& container : containers) {
+    const bool is_refused = container.strategy == Strategy::kRefuse;
+    std::string& names = is_refused ? refused : taken;
+    names += (names.empty() ? "" : ", ") + container.name;
+    if (!is_refused) continue;
+    if (first.empty()) first = container.name;
+    for (const auto& error : container.refusals) reasons.push_back(&error);
+  }
+  if (refused.empty() || refusal()) return std::nullopt;
+  return partly_error(generation, fmt::format("can be restored: {}; refused: {}", taken, refused),
+                      reasons, first);
+}
+
 std::optional<Error> Plan::refusal() const {
+  // Each container stands for itself, as long as there is one that can be taken up or is.
+  if (!policy_refusal && std::ranges::any_of(containers, [](const ContainerPlan& container) {
+        return container.strategy != Strategy::kRefuse;
+      }))
+    return std::nullopt;
   // Differences weigh most: whoever overrides a policy must not do so over a wrong device.
   const auto weight = [](const Error& error) {
     switch (error.exit) {

@@ -87,10 +87,12 @@ struct Plan {
   std::optional<Error> policy_refusal;  ///< HF-POLICY-WEAKER
   const Manifest* manifest = nullptr;   ///< as given to make_plan; must outlive the plan
 
-  /// The refusal that restore ends with instead of running: a weaker policy, then differences
-  /// (exit 3), then what is missing (4), then safety rules (5); further ones are in its details.
-  /// nullopt: it runs.
+  /// The refusal that restore ends with instead of running, because of a weaker policy or because
+  /// every container is refused: differences (exit 3) first, then what is missing (4), then safety
+  /// rules (5); further ones are in its details. nullopt: it runs.
   [[nodiscard]] std::optional<Error> refusal() const;
+  /// It runs, but not for all: exit 6, HF-RESTORE-PARTLY, naming each container and why.
+  [[nodiscard]] std::optional<Error> partly() const;
   [[nodiscard]] uint64_t step_count() const;
 };
 
@@ -103,6 +105,13 @@ struct PlanInput {
   std::vector<std::string> settled{};  ///< done in this boot and held, or taken by their owner
   std::vector<std::string> logged{};   ///< of those, what the restore log already calls done
 };
+
+/// What to type about a container that is not up while others may be.
+[[nodiscard]] std::string partly_remedy(std::string_view name);
+/// Exit 6, HF-RESTORE-PARTLY. `cause` names who is up and who is not; each of `reasons` becomes a
+/// detail with its own code and remedy; `first`, a container that is not up, is in the remedy.
+[[nodiscard]] Error partly_error(uint64_t generation, std::string_view cause,
+                                 const std::vector<const Error*>& reasons, std::string_view first);
 
 /// Pure: no I/O, no failure. A plan that must not run says so in refusal().
 [[nodiscard]] Plan make_plan(const PlanInput& input);

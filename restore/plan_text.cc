@@ -143,8 +143,14 @@ std::string text(const Plan& plan) {
     out += "\nrefused:\n";
     indent(out, plan.policy_refusal->message(), "  ");
   }
-  out += plan.refusal() ? "\nthis plan will not be run; nothing is changed\n"
-                        : "\nevery container is taken up whole or not at all\n";
+  if (plan.refusal())
+    out += "\nthis plan will not be run; nothing is changed\n";
+  else if (plan.partly())
+    out +=
+        "\nnothing is done to what is refused; every other container is taken up whole or not at "
+        "all\n";
+  else
+    out += "\nevery container is taken up whole or not at all\n";
   return out;
 }
 
@@ -163,6 +169,8 @@ Json to_json(const Plan& plan) {
   const auto refusal = plan.refusal();
   out["runs"] = !refusal.has_value();
   out["refusal"] = refusal ? holdfast::to_json(*refusal) : Json(nullptr);
+  const auto partly = plan.partly();
+  out["partly"] = partly ? holdfast::to_json(*partly) : Json(nullptr);
   out["containers"] = Json::array();
   for (const auto& container : plan.containers) {
     Json item;
@@ -190,7 +198,9 @@ Json to_json(const Report& report) {
   out["finished"] = report.finished;
   out["error"] = report.error ? holdfast::to_json(*report.error) : Json(nullptr);
   out["containers"] = Json::array();
-  for (const auto& container : report.containers)
+  for (const auto& container : report.containers) {
+    Json refusals = Json::array();
+    for (const auto& error : container.refusals) refusals.push_back(holdfast::to_json(error));
     out["containers"].push_back(
         Json{{"name", container.name},
              {"strategy", strategy_name(container.strategy)},
@@ -198,7 +208,9 @@ Json to_json(const Report& report) {
              {"undone", container.undone},
              {"mappings", container.mappings},
              {"duration_ns", container.duration_ns},
-             {"error", container.error ? holdfast::to_json(*container.error) : Json(nullptr)}});
+             {"error", container.error ? holdfast::to_json(*container.error) : Json(nullptr)},
+             {"refusals", std::move(refusals)}});
+  }
   out["steps"] = Json::array();
   for (const auto& step : report.steps)
     out["steps"].push_back(Json{{"container", step.container},

@@ -32,10 +32,16 @@ bool same(const pagetable::Root& a, const pagetable::Root& b) {
 /// not the page that was kept.
 class LiveWalk : public pagetable::Visitor {
  public:
-  /// `domain`: the walk of `tables` that reached the domain's pages, from 1.
+  /// `domain`: the walk of `tables` that reached the domain's pages, from 1. `strays` gains the
+  /// live pages that were not kept.
   LiveWalk(std::span<const TablePage> kept, const KeptTables& tables, uint32_t domain,
-           pagetable::LeafSink& comparer)
-      : kept_(kept), tables_(tables), domain_(domain), comparer_(comparer), seen_(kept.size()) {}
+           pagetable::LeafSink& comparer, std::vector<uint64_t>& strays)
+      : kept_(kept),
+        tables_(tables),
+        domain_(domain),
+        comparer_(comparer),
+        strays_(strays),
+        seen_(kept.size()) {}
 
   Result<const std::byte*> table(const pagetable::TableVisit& visit) override {
     if (next_ == kept_.size() || kept_[next_].physical != visit.physical)
@@ -46,6 +52,7 @@ class LiveWalk : public pagetable::Visitor {
     };
     if (next_ == kept_.size() || tables_.domain_of(next_) != domain_) {
       note(where() + ": live, but it was not kept");
+      strays_.push_back(visit.physical);
       return visit.bytes;
     }
     const size_t index = next_++;
@@ -75,6 +82,7 @@ class LiveWalk : public pagetable::Visitor {
   const KeptTables& tables_;
   uint32_t domain_;
   pagetable::LeafSink& comparer_;
+  std::vector<uint64_t>& strays_;
   std::vector<bool> seen_;
   std::vector<std::string> lines_;
   uint64_t total_ = 0;
@@ -131,9 +139,14 @@ Result<void> compare_kept(Tables& evidence) {
 Result<void> compare_domain(const Tables& evidence, size_t domain, kernel::TableSource& source,
                             const std::string& device) {
   auto comparer = evidence.comparer();
-  LiveWalk live(evidence.pages, evidence.tables, static_cast<uint32_t>(domain + 1), comparer);
+  Reach& reach = evidence.findings.reach;
+  LiveWalk live(evidence.pages, evidence.tables, static_cast<uint32_t>(domain + 1), comparer,
+                reach.tables);
   const pagetable::PageSource pages = [&](uint64_t physical) { return source.page(physical); };
-  HOLDFAST_TRY(pagetable::walk(evidence.roots[domain], pages, {}, live));
+  if (auto walked = pagetable::walk(evidence.roots[domain], pages, {}, live); !walked) {
+    reach.unknown = true;  // what lies beyond the place where it ended
+    return std::unexpected(std::move(walked).error());
+  }
   HOLDFAST_TRY(evidence.judge(comparer));
   live.note_unseen();
   if (live.total() == 0) return {};
@@ -175,6 +188,9 @@ Result<void> compare_context(const Tables& evidence, kernel::TableSource& source
   };
   if (it == entries.end()) return differs("was kept; the kernel shows none", "an entry", "none");
   const pagetable::ContextSlot live{it->physical, it->lo, it->hi};
+  Reach& reach = evidence.findings.reach;
+  const auto id = static_cast<uint32_t>(it->hi >> 8 & 0xffff);  // bits 87..72
+  reach.ids.push_back(id);
   const auto where = [](const pagetable::ContextSlot& slot) {
     return fmt::format("at {:#x}: {}", slot.physical, pagetable::describe(slot));
   };
@@ -182,6 +198,7 @@ Result<void> compare_context(const Tables& evidence, kernel::TableSource& source
       evidence.pages,
       [&](uint64_t index) { return evidence.view.table_page(evidence.record.container.id, index); },
       live.physical);
+  if (!kept || kept->hi != live.hi) reach.changed_ids.push_back(id);
   if (!kept) return differs("is not where one was kept", "none at that address", where(live));
   if (*kept != live) return differs("is not the one that was kept", where(*kept), where(live));
   return {};
@@ -193,7 +210,12 @@ Result<void> compare_live(Tables& evidence, kernel::Port& port) {
   for (const auto& device : evidence.record.container.devices) {
     auto source = port.inherited_tables(device);
     if (!source) {
-      // What the kernel found unsound is no missing feature.
+      // What the kernel found unsound is no missing feature. What it cut off reaches nothing, and
+      // neither does what is gone.
+      if (source.error().code != "HF-TABLES-CUT" &&
+          std::ranges::find(evidence.findings.devices_now, device.bdf, &Device::bdf) !=
+              evidence.findings.devices_now.end())
+        evidence.findings.reach.unknown |= source.error().exit == Exit::kVerification;
       if (source.error().exit == Exit::kVerification)
         return pass(std::move(source).error(), container_object(evidence.record));
       evidence.findings.no_live_tables = source.error().headline();
@@ -205,11 +227,16 @@ Result<void> compare_live(Tables& evidence, kernel::Port& port) {
           fmt::format("device {}: the kernel inherited no tables", device.bdf);
       return {};
     }
+    const auto is_kept = [&](const kernel::TableRoot& root) {
+      return
+          [&root](const pagetable::Root& kept) { return same(kept, {root.physical, root.levels}); };
+    };
+    for (const auto& root : roots)
+      if (std::ranges::none_of(evidence.roots, is_kept(root)))
+        evidence.findings.reach.tables.push_back(root.physical);
     HOLDFAST_TRY(compare_context(evidence, **source, device.bdf));
     for (const auto& root : roots) {
-      const auto it = std::ranges::find_if(evidence.roots, [&](const pagetable::Root& kept) {
-        return same(kept, {root.physical, root.levels});
-      });
+      const auto it = std::ranges::find_if(evidence.roots, is_kept(root));
       if (it == evidence.roots.end()) return moved(evidence, device.bdf, root);
       const auto domain = static_cast<size_t>(it - evidence.roots.begin());
       if (met[domain]) continue;  // another device of the same domain

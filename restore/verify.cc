@@ -70,11 +70,24 @@ void add(ContainerFindings& findings, Error error) {
   findings.problems.push_back(std::move(error));
 }
 
-void check_devices(const ContainerRecord& record, Host& host, ContainerFindings& findings) {
+/// Where a recorded device may have gone: not to the address of another one that was recorded.
+std::vector<Device> elsewhere(const Manifest& manifest, std::vector<Device> devices) {
+  std::erase_if(devices, [&](const Device& device) {
+    return std::ranges::any_of(manifest.containers, [&](const ContainerRecord& record) {
+      const auto& recorded = record.container.devices;
+      return std::ranges::find(recorded, device.bdf, &Device::bdf) != recorded.end();
+    });
+  });
+  return devices;
+}
+
+void check_devices(const Manifest& manifest, const ContainerRecord& record, Host& host,
+                   ContainerFindings& findings) {
   for (const auto& recorded : record.container.devices) {
     const Device* now = host.device(recorded.bdf);
     auto problems = compare_device(recorded, now, {});
-    if (!problems.empty()) problems = compare_device(recorded, now, host.other_devices());
+    if (!problems.empty())
+      problems = compare_device(recorded, now, elsewhere(manifest, host.other_devices()));
     if (now != nullptr) findings.devices_now.push_back(*now);
     for (auto& problem : problems)
       add(findings, std::move(problem).in(container_object(record.container.name)));
@@ -109,15 +122,19 @@ void check_limits(const ContainerRecord& record, const kernel::Capabilities& cap
             .error());
 }
 
-/// RLIMIT_MEMLOCK counts for the process as a whole, so over all containers that it will hold.
+/// RLIMIT_MEMLOCK counts for the process as a whole, so over all containers that it will hold; what
+/// is refused already it will not.
 void check_memlock(std::optional<uint64_t> limit, Findings& findings) {
   if (!limit) return;
   uint64_t sum = 0;
+  const auto counts = [](const ContainerFindings& container) {
+    return container.accounted_bytes != 0 && container.problems.empty();
+  };
   for (const auto& container : findings.containers)
-    sum = checked_add(sum, container.accounted_bytes).value_or(UINT64_MAX);
+    if (counts(container)) sum = checked_add(sum, container.accounted_bytes).value_or(UINT64_MAX);
   if (sum <= *limit) return;
   for (auto& container : findings.containers)
-    if (container.accounted_bytes != 0)
+    if (counts(container))
       add(container,
           refuse(Exit::kUnsupported, "HF-LIMIT-MEMLOCK", container_object(container.name),
                  fmt::format("needs {:#x} bytes of locked memory, all containers together {:#x}; "
@@ -259,7 +276,6 @@ Result<Findings> inspect(const arena::GenerationView& view, kernel::Port& port,
   Host host(port);
   Findings findings;
   for (const auto& record : manifest.containers) {
-    if (!options.only.empty() && record.container.name != options.only) continue;
     ContainerFindings found;
     found.name = record.container.name;
     HOLDFAST_TRY_ASSIGN(found.mappings, view.mappings(record.container.id));
@@ -268,12 +284,16 @@ Result<Findings> inspect(const arena::GenerationView& view, kernel::Port& port,
       continue;
     }
     scan_mappings(manifest, record, found);
-    check_devices(record, host, found);
+    check_devices(manifest, record, host, found);
     check_regions(manifest, host, found);
     check_limits(record, capabilities, found);
     if (options.tables) compare_tables(view, record, port, capabilities, found);
     findings.containers.push_back(std::move(found));
   }
+  refuse_entangled(view, options.skip, findings);
+  if (!options.only.empty())
+    std::erase_if(findings.containers,
+                  [&](const ContainerFindings& item) { return item.name != options.only; });
   check_memlock(options.memlock_limit, findings);
   return findings;
 }

@@ -27,6 +27,15 @@ enum class Proof : uint32_t {
 };
 [[nodiscard]] std::string_view proof_name(Proof proof);  ///< "none", "kept", "live", "differs"
 
+/// What a container's devices translate with now, where that is not what was kept of it: by this a
+/// container that is refused can concern another one.
+struct Reach {
+  std::vector<uint64_t> tables;       ///< table pages that are not its own, physical
+  std::vector<uint32_t> ids;          ///< domain ids in its devices' context entries
+  std::vector<uint32_t> changed_ids;  ///< of those, the ones that are not the kept ones
+  bool unknown = false;               ///< what a device that is there translates with was not seen
+};
+
 /// One container, compared.
 struct ContainerFindings {
   std::string name;
@@ -39,6 +48,7 @@ struct ContainerFindings {
   std::string no_live_tables;  ///< why proof is not kLive, where evidence was kept
   uint64_t table_pages = 0;    ///< pages compared
   uint64_t leaves = 0;         ///< leaf entries walked
+  Reach reach;
   /// Every difference found: exit 3 (what is there is not what was saved) or 4 (a limit of this
   /// host). Empty: the container can be taken up.
   std::vector<Error> problems;
@@ -50,7 +60,7 @@ struct Findings {
 };
 
 struct InspectOptions {
-  std::string only;  ///< a container's name; empty: all
+  std::string only;  ///< a container's name; empty: all. The others are looked at, not listed
   /// Containers that need no work: listed in the findings, not looked at (their devices are open).
   std::vector<std::string> skip;
   bool tables = true;  ///< walk and compare page tables where evidence was kept
@@ -86,6 +96,14 @@ struct InspectOptions {
 /// HF-MEMORY-BOUNDS, HF-RECORD-ORDER (exit 3), HF-LIMIT-APERTURE (exit 4).
 void scan_mappings(const Manifest& manifest, const ContainerRecord& record,
                    ContainerFindings& findings);
+
+/// Refuses those that share something with a refused one, so that taking the one up would concern
+/// the other: HF-ENTANGLED (exit 3). They share a device, an IOMMU group (recorded or found), table
+/// pages that a device reaches or a domain id; where it is not known what a refused one's device
+/// translates with, it shares with all that have tables.
+/// `settled` ones are neither.
+void refuse_entangled(const arena::GenerationView& view, const std::vector<std::string>& settled,
+                      Findings& findings);
 
 /// Kept pages against live ones against mappings; sets proof, table_pages, leaves and problems:
 /// HF-TABLE-DIFFERS and the other HF-TABLE-… of persist/pagetable, HF-TABLES-CHANGED,

@@ -138,10 +138,18 @@ Result<void> Writer::restore_started(uint64_t generation, const Uuid& boot) {
 
 Result<void> Writer::log_restore(const std::string& container, RestoreStep step) {
   Impl& w = *impl_;
-  if (w.root.state != ArenaState::kRestoring)
+  const RestoreRecord& begun = w.root.restore;
+  // A restore that had begun, and was refused when it was run again: what it left can be given up.
+  const bool gives_up = step == RestoreStep::kReleased && w.root.state == ArenaState::kRefused &&
+                        begun.started && begun.generation == w.root.frozen;
+  if (w.root.state != ArenaState::kRestoring && !gives_up)
     return wrong_state(w.object(), w.root.state, "restored");
   HOLDFAST_TRY(validate_name("container", container));
   Root next = w.root;
+  if (gives_up) {
+    next.state = ArenaState::kRestoring;
+    next.broken_reason.clear();
+  }
   RestoreRecord& log = next.restore;
   for (auto* list : {&log.done, &log.failed, &log.released}) std::erase(*list, container);
   auto& list = step == RestoreStep::kDone     ? log.done

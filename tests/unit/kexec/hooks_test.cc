@@ -141,6 +141,23 @@ TEST_F(Hooks, PostBootPassesOnWhatRestoreSays) {
   }
 }
 
+TEST_F(Hooks, PostBootRestoresWhatItCanAndSaysThatItIsNotAll) {
+  boot(kKexeced);
+  holdfast_answers(
+      "show) echo frozen ;;\nplan) [ \"$2\" = --token ] || exit 6 ;;\nrestore) exit 6 ;;");
+  const Said said = hook("post-boot");
+  EXPECT_EQ(said.status, 6);
+  EXPECT_THAT(asked(), HasSubstr("\nrestore "));
+  EXPECT_THAT(said.err, HasSubstr("\npost-boot: partly restored (status 6)"));
+  EXPECT_THAT(said.err, HasSubstr("holdfast release NAME"));
+}
+
+TEST_F(Hooks, PartlyRestoredTheUnitHasStartedSoThatWorkloadsTakeWhatIsBack) {
+  const auto unit = read_file(HOLDFAST_SOURCE_DIR "/kexec/systemd/holdfast-restore.service.in");
+  ASSERT_TRUE(unit);
+  EXPECT_THAT(*unit, HasSubstr("\nSuccessExitStatus=6\n"));
+}
+
 TEST_F(Hooks, PostBootGoesOnToTheRefusalThatThePlanForetold) {
   boot(kKexeced);
   holdfast_answers(

@@ -72,6 +72,34 @@ TEST(PlanText, AnnouncesRefusals) {
                     Not(HasSubstr("whole or not at all"))));
 }
 
+TEST(PlanText, SaysThatNotAllAreTakenUp) {
+  Json document = plan();
+  document["partly"] = Json{{"message", "generation 7: can be restored: vm0; refused: vm1"}};
+  document["containers"].push_back(
+      Json{{"name", "vm1"},
+           {"strategy", "refuse"},
+           {"refusals", Json::array({{{"message", "device is gone"}}})}});
+  EXPECT_THAT(plan_text(document),
+              AllOf(HasSubstr("container vm1: refuse"), HasSubstr("    device is gone"),
+                    HasSubstr("nothing is done to what is refused; every other container")));
+}
+
+TEST(RestoreText, NamesEveryReasonOfARefusedOne) {
+  const Json report{
+      {"generation", 7},
+      {"finished", false},
+      {"containers",
+       Json::array({{{"name", "vm1"},
+                     {"strategy", "refuse"},
+                     {"done", false},
+                     {"error", {{"message", "device is gone"}}},
+                     {"refusals", Json::array({{{"message", "device is gone"}},
+                                               {{"message", "memory is another"}}})}}})}};
+  EXPECT_THAT(restore_report_text(report),
+              AllOf(HasSubstr("REFUSED vm1"), HasSubstr("    device is gone"),
+                    HasSubstr("    memory is another")));
+}
+
 TEST(RestoreText, TellsDoneFromFailed) {
   const Json report{{"generation", 7},
                     {"finished", false},

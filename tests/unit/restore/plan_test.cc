@@ -11,6 +11,7 @@
 namespace holdfast::restore {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -269,7 +270,48 @@ TEST(Plan, WhatDiffersIsRefusedWhateverThePolicy) {
   }
 }
 
-TEST(Plan, OneBadContainerStopsAllAndTheWeightiestReasonComesFirst) {
+TEST(Plan, OneBadContainerIsRefusedAloneAndTheOtherIsTakenUp) {
+  Story story;
+  story.add_container("vm1");
+  story.findings.containers[1].problems.push_back(
+      refuse(Exit::kVerification, "HF-DEVICE-MISSING", "device 0000:00:05.0", "gone", "look")
+          .error());
+  const auto plan = story.plan();
+  EXPECT_FALSE(plan.refusal());
+  EXPECT_EQ(plan.containers[0].strategy, Strategy::kAdopt);
+  EXPECT_EQ(plan.containers[1].strategy, Strategy::kRefuse);
+  EXPECT_THAT(plan.containers[1].steps, IsEmpty());
+  const auto partly = plan.partly();
+  ASSERT_TRUE(partly);
+  EXPECT_EQ(partly->exit, Exit::kPartly);
+  EXPECT_EQ(partly->code, "HF-RESTORE-PARTLY");
+  EXPECT_THAT(partly->message(), AllOf(HasSubstr("can be restored: vm0; refused: vm1"),
+                                       HasSubstr("[HF-DEVICE-MISSING]"), HasSubstr("remedy: look"),
+                                       HasSubstr("restore --only vm1")));
+}
+
+TEST(Plan, WhatIsBackAlreadyCountsAsTakenUp) {
+  Story story;
+  story.add_container("vm1");
+  story.settled = story.logged = {"vm0"};
+  story.findings.containers[1].problems.push_back(
+      refuse(Exit::kVerification, "HF-DEVICE-MISSING", "device 0000:00:05.0", "gone").error());
+  EXPECT_FALSE(story.plan().refusal());
+  ASSERT_TRUE(story.plan().partly());
+}
+
+TEST(Plan, AWeakerPolicyIsRefusedWhateverTheContainersAre) {
+  Story story;
+  story.add_container("vm1");
+  story.manifest.seal.policy = Policy::kAdopt;
+  story.findings.containers[1].problems.push_back(
+      refuse(Exit::kVerification, "HF-DEVICE-MISSING", "device 0000:00:05.0", "gone").error());
+  ASSERT_TRUE(story.plan().refusal());
+  EXPECT_EQ(story.plan().refusal()->code, "HF-POLICY-WEAKER");
+  EXPECT_FALSE(story.plan().partly());
+}
+
+TEST(Plan, WhereAllAreBadTheWeightiestReasonComesFirst) {
   Story story;
   story.add_container("vm1");
   story.stock_kernel();

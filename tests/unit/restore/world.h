@@ -4,6 +4,7 @@
 // and frozen in a real arena, the kernel goes, another comes. The device never stops to wait for
 // us.
 
+#include <list>
 #include <map>
 
 #include "persist/arena/writer.h"
@@ -81,7 +82,7 @@ class World : public sim::testing::Lab {
     if (recorded.empty()) recorded = mapped;
     map_all(mapped);
     open_device();
-    if (two_domains) map_second_domain();
+    if (two_domains || !paired.empty()) map_second_domain(paired.empty() ? mapped : paired);
     start_dma(mapped);
     arena::InitOptions sizes;
     sizes.for_mappings = 4096;
@@ -113,45 +114,25 @@ class World : public sim::testing::Lab {
       auto applied = writer->apply({arena::Change::Kind::kMap, *id, mapping});
       ASSERT_TRUE(applied) << applied.error().message();
     }
+    std::vector<arena::CapturedTables> tables;
+    if (!paired.empty()) {
+      Container vm1 = vm0;
+      vm1.name = "vm1";
+      vm1.devices = {*machine->describe_device(kSecondBdf)};
+      vm1.devices[0].consents_to_reinit = consents;
+      vm1.evidence = paired_evidence ? Evidence::kTables : Evidence::kNone;
+      const auto other = writer->add_container(vm1);
+      ASSERT_TRUE(other) << other.error().message();
+      for (const Mapping& mapping : paired)
+        ASSERT_TRUE(writer->apply({arena::Change::Kind::kMap, *other, mapping}));
+      if (paired_evidence) tables.push_back(captured(*other, {&second}, vm1.devices));
+    }
     ASSERT_TRUE(writer->commit());
     ASSERT_TRUE(writer->arm(kNonce, "kernel"));
-    std::vector<arena::CapturedTables> tables;
-    std::vector<pagetable::Capture> captures;
-    pagetable::ContextPages contexts;
-    if (evidence) {
-      arena::CapturedTables all{.container = *id, .pages = {}, .bytes = {}};
-      std::map<uint64_t, std::pair<TablePage, const std::byte*>> pages;  // of all domains
-      for (const UniqueFd* domain : {&container, &second}) {
-        if (!domain->valid()) continue;
-        auto source = port->tables(*domain);
-        ASSERT_TRUE(source) << source.error().message();
-        const auto root = (*source)->roots()->front();
-        auto captured = pagetable::capture({root.physical, root.levels},
-                                           [&](uint64_t at) { return (*source)->page(at); });
-        ASSERT_TRUE(captured) << captured.error().message();
-        if (all.root == 0) {
-          all.root = root.physical;
-          all.levels = root.levels;
-          all.domain_id = root.domain_id;
-        }
-        for (size_t i = 0; i < captured->pages.size(); ++i)
-          pages[captured->pages[i].physical] = {captured->pages[i], captured->bytes[i]};
-        captures.push_back(std::move(*captured));
-      }
-      auto source = port->tables_of(container, vm0.devices);
-      ASSERT_TRUE(source) << source.error().message();
-      std::vector<pagetable::ContextSlot> slots;
-      const auto live = (*source)->contexts().value();
-      for (const auto& entry : live) slots.push_back({entry.physical, entry.lo, entry.hi});
-      contexts = pagetable::ContextPages::of(slots).value();
-      for (size_t i = 0; i < contexts.pages().size(); ++i)
-        pages[contexts.pages()[i].physical] = {contexts.pages()[i], contexts.bytes(i)};
-      for (const auto& [physical, page] : pages) {
-        all.pages.push_back(page.first);
-        all.bytes.push_back(page.second);
-      }
-      tables.push_back(std::move(all));
-    }
+    if (evidence && !paired.empty())
+      tables.insert(tables.begin(), captured(*id, {&container}, vm0.devices));
+    else if (evidence)
+      tables.push_back(captured(*id, {&container, &second}, vm0.devices));
     Seal seal;
     seal.sealed = true;
     seal.policy = policy;
@@ -160,21 +141,59 @@ class World : public sim::testing::Lab {
     ASSERT_TRUE(frozen) << frozen.error().message();
     generation = *frozen;
   }
-  /// A second container with the same mappings and another device: what a container behind two
-  /// IOMMU units looks like to them.
-  void map_second_domain() {
+  /// The live tables and context entries of a container with these domains and devices, as the
+  /// agent keeps them.
+  arena::CapturedTables captured(uint32_t id, const std::vector<const UniqueFd*>& domains,
+                                 const std::vector<Device>& devices) {
+    arena::CapturedTables all{.container = id, .pages = {}, .bytes = {}};
+    std::map<uint64_t, std::pair<TablePage, const std::byte*>> pages;  // of all domains
+    for (const UniqueFd* domain : domains) {
+      if (!domain->valid()) continue;
+      auto source = port->tables(*domain);
+      EXPECT_TRUE(source) << source.error().message();
+      const auto root = (*source)->roots()->front();
+      auto walked = pagetable::capture({root.physical, root.levels},
+                                       [&](uint64_t at) { return (*source)->page(at); });
+      EXPECT_TRUE(walked) << walked.error().message();
+      if (all.root == 0) {
+        all.root = root.physical;
+        all.levels = root.levels;
+        all.domain_id = root.domain_id;
+      }
+      for (size_t i = 0; i < walked->pages.size(); ++i)
+        pages[walked->pages[i].physical] = {walked->pages[i], walked->bytes[i]};
+      captures_.push_back(std::move(*walked));
+    }
+    auto source = port->tables_of(*domains.front(), devices);
+    EXPECT_TRUE(source) << source.error().message();
+    std::vector<pagetable::ContextSlot> slots;
+    const auto live = (*source)->contexts().value();
+    for (const auto& entry : live) slots.push_back({entry.physical, entry.lo, entry.hi});
+    const auto& contexts = contexts_.emplace_back(pagetable::ContextPages::of(slots).value());
+    for (size_t i = 0; i < contexts.pages().size(); ++i)
+      pages[contexts.pages()[i].physical] = {contexts.pages()[i], contexts.bytes(i)};
+    for (const auto& [physical, page] : pages) {
+      all.pages.push_back(page.first);
+      all.bytes.push_back(page.second);
+    }
+    return all;
+  }
+  /// A second container with another device; with the same mappings it is what a container behind
+  /// two IOMMU units looks like to them.
+  void map_second_domain(const std::vector<Mapping>& mappings) {
     UniqueFd first = std::move(container);
     container = std::move(port->open_container(true).value());
     second_group =
         std::move(port->attach(container, *machine->describe_device(kSecondBdf)).value());
     second_device =
         std::move(port->open_device(second_group, *machine->describe_device(kSecondBdf)).value());
-    map_all(mapped);
+    map_all(mappings);
     second = std::move(container);
     container = std::move(first);
   }
   void cross(sim::Behaviour behaviour = sim::Behaviour::kPatched) {
     kexec();
+    for (UniqueFd* gone : {&second, &second_group, &second_device}) gone->reset();
     boot(behaviour);
   }
 
@@ -200,7 +219,6 @@ class World : public sim::testing::Lab {
     log.refuse_done = refuse_done;
     ExecuteOptions how;
     how.boot = facts().boot;
-    how.resume = prepared.turn == Turn::kResume;
     how.again = prepared.turn == Turn::kAgain;
     how.settled = prepared.settled;
     how.before_call = std::move(before_call);
@@ -229,7 +247,14 @@ class World : public sim::testing::Lab {
   bool two_domains = false;
   UniqueFd second, second_group, second_device;
   std::vector<Mapping> mapped, recorded;
+  std::vector<Mapping> paired;  ///< of a second container, vm1; empty: there is none
+  bool paired_evidence = true;
   bool refuse_done = false;
+
+ private:
+  // What captured() gave points into these.
+  std::list<pagetable::Capture> captures_;
+  std::list<pagetable::ContextPages> contexts_;
 };
 
 }  // namespace holdfast::restore::testing

@@ -29,15 +29,15 @@ step2() {
   try "edu is bound to vfio-pci" bind "$EDU"
   configure $ARENA
   agent_start
-  expect 5 "the plan names the reset, and the consent that is missing" \
+  expect 6 "the plan names the reset, and the consent that is missing" \
     holdfast plan --policy adopt-or-remap
   show_out
-  says "resets it: bus" HF-REINIT-CONSENT "$EDU"
-  expect 5 "restore is refused for want of consent" holdfast restore --policy adopt-or-remap
+  says "resets it: bus" HF-REINIT-CONSENT "$EDU" "can be restored: net0; refused: vm0"
+  expect 5 "the one without consent is refused" holdfast restore --policy adopt-or-remap --only vm0
   says HF-REINIT-CONSENT "$EDU"
 
   scenario stock-restore-killed
-  holdfast restore --policy adopt-or-remap --only net0 >/run/killed.out 2>&1 &
+  holdfast restore --policy adopt-or-remap >/run/killed.out 2>&1 &
   killed=$!
   wait_for 10 "the restore to begin" restore_began
   agent_end KILL
@@ -45,7 +45,9 @@ step2() {
   sed 's/^/    /' /run/killed.out
   arena_is restoring
   agent_start
-  expect 0 "run again it resumes" holdfast restore --policy adopt-or-remap --only net0
+  expect 6 "run again it resumes, and the one without consent is refused again" \
+    holdfast restore --policy adopt-or-remap
+  says "done net0" "REFUSED vm0" HF-REINIT-CONSENT HF-RESTORE-PARTLY
 
   scenario stock-remap-e1000e
   driver_start net0 e1000e_driver take "$E1000E" net0 guest-ram || { fail "the driver does not take"; show_log; }

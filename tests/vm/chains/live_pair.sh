@@ -4,8 +4,10 @@
 # the restore makes of it:
 #
 #   both          nothing that concerns either: one restore adopts both
-#   CODE          the first is refused with it, exit 3, both values named, and goes on as it is; the second
-#                 is adopted, with --only; the first is released
+#   CODE          the first is refused with it, both values named, and goes on as it is; the second is
+#                 adopted by the same command, exit 6; the first is released
+#   removed       the second is out of its slot: refused, the first adopted by the same command; what is
+#                 left of the second is released
 #   release       nothing; the first is adopted with --only, the second released; a mapping that was to
 #                 be left behind is not there any more
 
@@ -13,7 +15,7 @@
 . /vm/chains/live.sh
 
 ARENA=/dev/dax2.0
-SECOND=0000:00:12.0
+SECOND=$(parameter vm.second)
 DOMAINS=/sys/kernel/iommu_preserve/domains
 POOL_USED=/sys/kernel/iommu_preserve/pool_used
 
@@ -25,7 +27,7 @@ step1() {
   expect 0 "an arena on devdax" holdfast init $ARENA
   agent_start
   boot_files
-  driver_start vm1 live_driver $SECOND /dev/dax1.0 vm1 ram1 || show_log
+  driver_start vm1 live_driver "$SECOND" /dev/dax1.0 vm1 ram1 || show_log
   driver_start vm0 live_driver "$NIC" /dev/dax0.0 vm0 ram0 || show_log
   if [ "$(parameter vm.expect)" = release ]; then
     driver_ok vm0 "memory of the process is mapped, to be left behind" behind
@@ -52,11 +54,14 @@ step2() {
   scenario "$(parameter vm.scenario)"
   sed 's/^/    before: /' /state/domains
   sed 's/^/    now: /' $DOMAINS
-  for nic in $NIC $SECOND; do try "$nic is bound again" bind "$nic"; done
+  for nic in $NIC $SECOND; do
+    [ "$(parameter vm.expect):$nic" = "removed:$SECOND" ] || try "$nic is bound again" bind "$nic"
+  done
   configure $ARENA
   agent_start
   expect_what=$(parameter vm.expect)
   case $expect_what in
+    removed) removed ;;
     both) both ;;
     release) one_and_release ;;
     *) refused "$expect_what" ;;
@@ -79,23 +84,62 @@ both() {
 }
 
 refused() {
-  expect 3 "the first is refused, and nothing is done to either" holdfast restore
-  show_out
-  says "$1" "container vm0" "nothing was changed"
+  expect 6 "the plan refuses the first alone" holdfast plan
+  says "$1" "can be restored: vm1; refused: vm0" "adopt 2049 of 2050 mappings"
+  partly vm1 vm0 "$1" /dev/dax1.0
   while read -r text; do says "$text"; done <<-TEXT
 	$(wanted_words)
 	TEXT
-  parked=$(grep -c "state=held,inherited,parked" $DOMAINS)
-  [ "$parked" = 2 ] || fail "$parked domains are parked, not two"
-  expect 3 "nor alone" holdfast restore --only vm0
-  expect 0 "the other is adopted" holdfast restore --only vm1
-  show_out
-  grep -A 1 "state=held,inherited,parked" $DOMAINS | grep -q "^device $NIC" || fail "the first is not parked any more"
+  is_parked_alone "$NIC"
+  expect 3 "the first alone" holdfast restore --only vm0
+  says "$1" "nothing was changed"
+  still_partly vm1 vm0 "$1"
+  is_parked_alone "$NIC"
   is_running "$NIC" || fail "the first was stopped"
-  raw_adopt mark /dev/dax1.0 4
   release_it vm0 "$NIC"
   arena_is recording
   take vm1 /dev/dax1.0
+}
+
+# partly TAKEN REFUSED CODE DAX: one restore adopts the one and does nothing to the other.
+partly() {
+  expect 6 "$1 is adopted, $2 refused" holdfast restore
+  raw_adopt mark "$4" 4
+  show_out
+  says "$3" "done $1: adopt, 2050 mappings" "REFUSED $2" "container $2" "restored: $1; not restored: $2" \
+    HF-RESTORE-PARTLY "holdfast release $2"
+  arena_is restoring
+  is_held
+}
+
+# still_partly TAKEN REFUSED CODE: run again with nothing repaired it says the same, and does nothing.
+still_partly() {
+  expect 6 "run again" holdfast restore --json
+  says "$3" HF-RESTORE-PARTLY '"strategy": "settled"' '"strategy": "refuse"'
+  never_says '"verb"'
+}
+
+# is_parked_alone BDF: its domain, and none besides, waits for somebody to take it up.
+is_parked_alone() {
+  parked=$(grep -c "state=held,inherited,parked" $DOMAINS)
+  [ "$parked" = 1 ] || fail "$parked domains are parked, not one"
+  grep -A 1 "state=held,inherited,parked" $DOMAINS | grep -q "^device $1 " || fail "$1 is not parked any more"
+}
+
+removed() {
+  [ ! -e "/sys/bus/pci/devices/$SECOND" ] || fail "$SECOND is there"
+  expect 6 "the plan refuses what is gone" holdfast plan
+  says HF-DEVICE-MISSING "can be restored: vm0; refused: vm1" "adopt 2049 of 2050 mappings"
+  partly vm0 vm1 HF-DEVICE-MISSING /dev/dax0.0
+  says "device $SECOND"
+  is_parked_alone "$SECOND"
+  expect 3 "what is gone alone" holdfast restore --only vm1
+  says HF-DEVICE-MISSING "nothing was changed"
+  still_partly vm0 vm1 HF-DEVICE-MISSING
+  is_parked_alone "$SECOND"
+  release_it vm1 "$SECOND"
+  arena_is recording
+  take vm0 /dev/dax0.0
 }
 
 # wanted_words: what the refusal has to name besides its code: object, what was kept and what is there.
@@ -114,11 +158,11 @@ one_and_release() {
   show_out
   arena_is restoring
   raw_adopt mark /dev/dax0.0 4
-  is_running $SECOND || fail "the other was stopped"
-  release_it vm1 $SECOND
+  is_running "$SECOND" || fail "the other was stopped"
+  release_it vm1 "$SECOND"
   arena_is recording
   take vm0 /dev/dax0.0
-  expect 0 "what was released starts afresh" raw_adopt fresh $SECOND /dev/dax1.0
+  expect 0 "what was released starts afresh" raw_adopt fresh "$SECOND" /dev/dax1.0
 }
 
 # release_it CONTAINER BDF: listed as parked before, gone after, its pages back in the pool.
@@ -128,7 +172,7 @@ release_it() {
   used=$(cat $POOL_USED)
   expect 0 "$1 is released" holdfast release "$1"
   grep -q "^device $2" $DOMAINS && fail "$2 still has a domain"
-  masters_bus "$2" && fail "$2 still masters the bus"
+  [ -e "/sys/bus/pci/devices/$2" ] && masters_bus "$2" && fail "$2 still masters the bus"
   now=$(cat $POOL_USED)
   if [ "$now" -ge "$used" ]; then
     fail "the pool has $now bytes in use after the release, $used before"

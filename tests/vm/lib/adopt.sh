@@ -263,11 +263,14 @@ chain_live_scale_no_caching_mode() {
   chain_live_scale
 }
 
-# Two containers through Holdfast; the host flips something of the first one's between the kernels.
-live_pair_chain() { # SCENARIO EXPECT
+# Two containers through Holdfast; the host flips something of the first one's between the kernels, or
+# takes the second out.
+live_pair_chain() { # SCENARIO EXPECT [SECOND QEMU ARGUMENT...]: by default the second NIC is 00:12.0
   ORACLES=2
+  local second=("${@:4}")
+  [ $# -gt 2 ] || second=(-device "e1000e,netdev=net1,addr=12.0")
   SCRIPT=live_pair RATE=600 adopt_machine 330 "$REGION_MEMMAP $SECOND_MEMMAP memmap=32M!1248M $ROOT_BUS \
-    vm.scenario=$1 vm.expect=$2" "${NIC_DEVICE[@]}" -device "e1000e,netdev=net1,addr=12.0"
+    vm.scenario=$1 vm.expect=$2 vm.second=${3:-0000:00:12.0}" "${NIC_DEVICE[@]}" "${second[@]}"
 }
 # The first one goes on undisturbed, whatever was found about it.
 live_bad() { # SCENARIO DAMAGE CODE
@@ -279,6 +282,14 @@ chain_live_bad_leaf() { live_bad live-bad-leaf leaf HF-TABLE-DIFFERS; }
 chain_live_bad_permission() { live_bad live-bad-permission permission HF-TABLE-DIFFERS; }
 chain_live_bad_context() { live_bad live-bad-context domain-id HF-CONTEXT-CHANGED; }
 chain_live_bad_pointer() { live_bad live-bad-pointer pointer HF-CONTEXT-CHANGED; }
+# The second one, behind a port, is taken out between the kernels.
+chain_live_removed() {
+  UNPLUG=11.0
+  live_pair_chain live-removed removed 0000:01:00.0 \
+    -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off" \
+    -device "e1000e,bus=slot1,netdev=net1" && first_went_on && saw wrong -eq 0 1 &&
+    saw strays -eq 0 1 && saw registered -eq 0 1 && saw unplugged -eq 1
+}
 chain_live_neighbour_changes() {
   DAMAGE=neighbour
   live_pair_chain live-neighbour-changes both && saw damaged -eq 1 && saw neighbours -ge 1 &&

@@ -1,0 +1,419 @@
+// Two containers, and something is wrong with one: it is refused and nothing is done to it, the
+// other is taken up by the same command.
+
+#include "restore/plan_json.h"
+#include "tests/unit/restore/killed.h"
+
+namespace holdfast::restore::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+/// vm0 has its memory in dax0 and its device at work, vm1 has another device and dax1.
+template <typename Base>
+class PairOf : public Base {
+ protected:
+  void record_pair(Policy policy = Policy::kAdopt, bool consents = true) {
+    this->mapped = this->scattered(6);
+    for (auto& mapping : this->mapped) mapping.region = 1;
+    if (this->paired.empty()) {
+      this->paired = this->scattered(6);
+      for (auto& mapping : this->paired) mapping.region = 2;
+    }
+    this->record(policy, consents);
+  }
+  uint64_t* leaf_of(const std::string& bdf) {
+    const auto entry = sim::read_context(*this->machine, bdf);
+    EXPECT_TRUE(entry) << bdf << " has no tables";
+    uint64_t table = entry->root;
+    for (uint32_t level = entry->levels; level > 1; --level)
+      table = pagetable::entry_address(
+          *reinterpret_cast<uint64_t*>(this->machine->pool_at(table, 4096)));
+    return reinterpret_cast<uint64_t*>(this->machine->pool_at(table, 4096));
+  }
+  std::vector<std::string> parked_devices() {
+    std::vector<std::string> out;
+    const auto parked = this->port->parked();
+    EXPECT_TRUE(parked);
+    for (const auto& domain : parked.value_or(std::vector<kernel::Port::Parked>()))
+      out.insert(out.end(), domain.devices.begin(), domain.devices.end());
+    return out;
+  }
+};
+
+class Partly : public PairOf<World> {
+ protected:
+  /// vm0 comes back, vm1 is refused with `code` and left as it is; said again by a second run.
+  void expect_second_refused(std::string_view code, Exit exit = Exit::kVerification,
+                             Request request = {}) {
+    const uint64_t* leaf = leaf_of(kSecondBdf);
+    const uint64_t before = leaf != nullptr ? *leaf : 0;
+    for (int run = 0; run < 2; ++run) {
+      SCOPED_TRACE(run);
+      const auto report = restore(shelf, request);
+      ASSERT_TRUE(report) << report.error().message();
+      ASSERT_TRUE(report->error);
+      EXPECT_EQ(report->error->exit, Exit::kPartly);
+      EXPECT_EQ(report->error->code, "HF-RESTORE-PARTLY");
+      EXPECT_THAT(report->error->message(),
+                  AllOf(HasSubstr("restored: vm0; not restored: vm1"), HasSubstr(code),
+                        HasSubstr("holdfast release vm1")));
+      EXPECT_FALSE(report->finished);
+      const auto& [vm0, vm1] = std::tie(report->containers.at(0), report->containers.at(1));
+      EXPECT_TRUE(vm0.done);
+      EXPECT_EQ(vm0.strategy, run == 0 ? Strategy::kAdopt : Strategy::kSettled);
+      EXPECT_FALSE(vm1.done);
+      EXPECT_EQ(vm1.strategy, Strategy::kRefuse);
+      ASSERT_TRUE(vm1.error);
+      EXPECT_EQ(vm1.error->code, code) << vm1.error->message();
+      EXPECT_EQ(vm1.error->exit, exit);
+      for (const auto& step : report->steps) EXPECT_EQ(step.container, "vm0") << step.text;
+      const Json json = to_json(*report);
+      EXPECT_EQ(json["error"]["code"], "HF-RESTORE-PARTLY");
+      EXPECT_EQ(json["containers"][1]["refusals"][0]["code"], code);
+      EXPECT_EQ(state(), ArenaState::kRestoring);
+      EXPECT_THAT(shelf.names(), ElementsAre("vm0"));
+      EXPECT_EQ(port->statistics(::getpid())->containers, 1u) << "something of vm1 was opened";
+      EXPECT_THAT(parked_devices(), ElementsAre(kSecondBdf)) << "its hold lasts";
+      EXPECT_EQ(leaf != nullptr ? *leaf : 0, before);
+      expect_dma_untouched();
+      request.held = shelf.names();
+    }
+  }
+  /// What was wrong is right again: the next run takes vm1 up, and touches vm0 no more.
+  void expect_next_run_finishes() {
+    Request request;
+    request.held = shelf.names();
+    const auto report = restore(shelf, request);
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_FALSE(report->error) << report->error->message();
+    EXPECT_TRUE(report->finished);
+    for (const auto& step : report->steps) EXPECT_EQ(step.container, "vm1") << step.text;
+    EXPECT_EQ(state(), ArenaState::kRestored);
+    EXPECT_THAT(shelf.names(), ElementsAre("vm0", "vm1"));
+    EXPECT_THAT(parked_devices(), IsEmpty());
+    expect_dma_untouched();
+  }
+  /// Nobody is taken up, nothing is opened, nothing is logged.
+  void expect_both_refused(std::string_view first, std::string_view second_code,
+                           const Request& request = {}) {
+    Shelf none;
+    const auto report = restore(none, request);
+    ASSERT_FALSE(report);
+    const Error& error = report.error();
+    EXPECT_EQ(error.exit, Exit::kVerification) << error.message();
+    EXPECT_THAT(error.message(), AllOf(HasSubstr("restore refused"), HasSubstr(first),
+                                       HasSubstr(second_code), HasSubstr("nothing was changed")));
+    EXPECT_EQ(port->statistics(::getpid())->containers, 0u);
+    EXPECT_EQ(parked_devices().size(), 2u);
+    EXPECT_EQ(state(), ArenaState::kFrozen);
+    expect_dma_untouched();
+  }
+  Shelf shelf;
+};
+
+TEST_F(Partly, WithNothingWrongBothComeBack) {
+  record_pair();
+  cross();
+  const auto report = restore(shelf);
+  ASSERT_TRUE(report) << report.error().message();
+  EXPECT_FALSE(report->error) << report->error->message();
+  EXPECT_TRUE(report->finished);
+  expect_dma_untouched();
+}
+
+TEST_F(Partly, ALeafOfOneThatChanged) {
+  record_pair();
+  cross();
+  *leaf_of(kSecondBdf) ^= 0x2000;  // another page of the same memory
+  expect_second_refused("HF-TABLE-DIFFERS");
+  *leaf_of(kSecondBdf) ^= 0x2000;
+  expect_next_run_finishes();
+}
+
+TEST_F(Partly, APermissionOfOne) {
+  record_pair();
+  cross();
+  *leaf_of(kSecondBdf) ^= 2;
+  expect_second_refused("HF-TABLE-DIFFERS");
+  *leaf_of(kSecondBdf) ^= 2;
+  expect_next_run_finishes();
+}
+
+TEST_F(Partly, ADeviceThatIsGone) {
+  record_pair();
+  cross();
+  ASSERT_TRUE(machine->replace_device(kSecondBdf, std::nullopt));
+  expect_second_refused("HF-DEVICE-MISSING");
+}
+
+class TwoOfAKind : public Partly {
+ protected:
+  void SetUp() override {
+    machine_options.devices = sim::default_devices();
+    machine_options.devices[1].device = machine_options.devices[0].device;
+    Partly::SetUp();
+  }
+};
+
+TEST_F(TwoOfAKind, OneThatIsGoneHasNotMovedToWhereTheOtherAlwaysWas) {
+  record_pair();
+  cross();
+  ASSERT_TRUE(machine->replace_device(kSecondBdf, std::nullopt));
+  expect_second_refused("HF-DEVICE-MISSING");
+}
+
+TEST_F(Partly, AnotherDeviceInThePlaceOfOne) {
+  record_pair();
+  cross();
+  const Device recorded_one = *machine->describe_device(kSecondBdf);
+  Device other = recorded_one;
+  other.vendor = 0xffff;
+  ASSERT_TRUE(machine->replace_device(kSecondBdf, other));
+  expect_second_refused("HF-DEVICE-DIFFERS");
+  ASSERT_TRUE(machine->replace_device(kSecondBdf, recorded_one));
+  expect_next_run_finishes();
+}
+
+TEST_F(Partly, MemoryOfOneThatIsNotWhatItWas) {
+  record_pair();
+  cross();
+  ASSERT_TRUE(machine->edit_region("dax1", [](auto& region) { region.length -= 4096; }));
+  expect_second_refused("HF-MEMORY-DIFFERS");
+  ASSERT_TRUE(machine->edit_region("dax1", [](auto& region) { region.length += 4096; }));
+  expect_next_run_finishes();
+}
+
+TEST_F(Partly, MemoryThatBothMapRefusesBoth) {
+  paired = scattered(6);  // half of it in dax0
+  record_pair();
+  cross();
+  ASSERT_TRUE(machine->edit_region("dax0", [](auto& region) { region.length -= 4096; }));
+  expect_both_refused("HF-MEMORY-DIFFERS", "also: container vm1: region dax0");
+}
+
+TEST_F(Partly, BothDamagedIsARefusalOfAllAndNothingIsTouched) {
+  record_pair();
+  cross();
+  driver->run(false);
+  *leaf_of(kBdf) ^= 2;
+  *leaf_of(kSecondBdf) ^= 2;
+  const Error error = refusal();
+  EXPECT_EQ(error.exit, Exit::kVerification);
+  EXPECT_EQ(error.code, "HF-TABLE-DIFFERS");
+  EXPECT_THAT(error.details, Contains(HasSubstr("also: container vm1")));
+  EXPECT_EQ(state(), ArenaState::kFrozen);
+  EXPECT_EQ(parked_devices().size(), 2u);
+}
+
+TEST_F(Partly, AdoptRefusesOnlyTheOneThatCannotBeAdopted) {
+  paired_evidence = false;
+  record_pair(Policy::kAdopt, false);
+  cross();
+  expect_second_refused("HF-ADOPT-NO-EVIDENCE", Exit::kUnsupported);
+}
+
+TEST_F(Partly, WithoutConsentOnlyItsContainerIsRefused) {
+  paired_evidence = false;
+  record_pair(Policy::kAdoptOrRemap, false);
+  cross();
+  expect_second_refused("HF-REINIT-CONSENT", Exit::kRefused);
+}
+
+TEST_F(Partly, LockedMemoryIsCountedWithoutWhatIsRefused) {
+  Findings findings;
+  record_pair();
+  cross();
+  *leaf_of(kSecondBdf) ^= 2;
+  Request request;
+  request.memlock_limit = 1;  // devdax is not accounted
+  expect_second_refused("HF-TABLE-DIFFERS", Exit::kVerification, request);
+}
+
+TEST_F(Partly, AWeakerPolicyIsRefusedForAll) {
+  record_pair();
+  cross();
+  *leaf_of(kSecondBdf) ^= 2;
+  Request weaker;
+  weaker.policy = Policy::kRemap;
+  EXPECT_EQ(refusal(weaker).code, "HF-POLICY-WEAKER");
+}
+
+TEST_F(Partly, OneAloneIsAnsweredAsEver) {
+  record_pair();
+  cross();
+  *leaf_of(kSecondBdf) ^= 2;
+  Request bad, good;
+  bad.only = "vm1";
+  EXPECT_EQ(refusal(bad).code, "HF-TABLE-DIFFERS");
+  EXPECT_EQ(refusal(bad).exit, Exit::kVerification);
+  good.only = "vm0";
+  const auto report = restore(shelf, good);
+  ASSERT_TRUE(report) << report.error().message();
+  EXPECT_FALSE(report->error);
+  EXPECT_FALSE(report->finished);
+  ASSERT_EQ(report->containers.size(), 1u);
+}
+
+TEST_F(Partly, ReleasingTheRefusedOneSettlesIt) {
+  record_pair();
+  cross();
+  *leaf_of(kSecondBdf) ^= 2;
+  expect_second_refused("HF-TABLE-DIFFERS");
+  Request request;
+  request.held = shelf.names();
+  request.only = "vm1";
+  EXPECT_EQ(refusal(request).exit, Exit::kVerification);
+  {
+    auto writer = arena::Writer::open(arena_path);
+    // As the agent keeps a refusal of the whole, and gives one up.
+    ASSERT_TRUE(writer->restore_refused("one alone"));
+    ASSERT_TRUE(writer->restore_released("vm1"));
+  }
+  EXPECT_EQ(state(), ArenaState::kRestoring);
+  request.only.clear();
+  const auto report = restore(shelf, request);
+  ASSERT_TRUE(report) << report.error().message();
+  EXPECT_FALSE(report->error) << report->error->message();
+  EXPECT_TRUE(report->finished);
+}
+
+TEST_F(Partly, AfterARefusalOfOneAloneTheRestGoesOn) {
+  record_pair();
+  cross();
+  *leaf_of(kSecondBdf) ^= 2;
+  expect_second_refused("HF-TABLE-DIFFERS");
+  {
+    auto writer = arena::Writer::open(arena_path);
+    ASSERT_TRUE(writer->restore_refused("one alone"));
+  }
+  *leaf_of(kSecondBdf) ^= 2;
+  expect_next_run_finishes();
+}
+
+TEST_F(Partly, ThePlanSaysWhichAndWhy) {
+  record_pair();
+  cross();
+  *leaf_of(kSecondBdf) ^= 2;
+  const auto prepared = prepare_now();
+  ASSERT_TRUE(prepared);
+  EXPECT_FALSE(prepared->plan.refusal());
+  const auto partly = prepared->plan.partly();
+  ASSERT_TRUE(partly);
+  EXPECT_EQ(partly->exit, Exit::kPartly);
+  EXPECT_THAT(partly->message(), AllOf(HasSubstr("can be restored: vm0; refused: vm1"),
+                                       HasSubstr("HF-TABLE-DIFFERS")));
+  EXPECT_THAT(text(prepared->plan), HasSubstr("nothing is done to what is refused"));
+  const Json json = to_json(prepared->plan);
+  EXPECT_EQ(json["runs"], true);
+  EXPECT_EQ(json["partly"]["exit"], 6);
+  EXPECT_TRUE(json["refusal"].is_null());
+}
+
+// -- what a refused one shares with another
+
+class Entangled : public Partly {
+ protected:
+  void write(const std::string& bdf, const std::function<void(sim::ContextEntry&)>& change) {
+    auto entry = sim::read_context(*machine, bdf);
+    ASSERT_TRUE(entry);
+    change(*entry);
+    sim::write_context(*machine, bdf, entry);
+  }
+};
+
+TEST_F(Entangled, ADeviceOnTheOthersTables) {
+  record_pair();
+  cross();
+  const auto first = *sim::read_context(*machine, kBdf);
+  write(kSecondBdf, [&](auto& entry) { entry.root = first.root; });
+  expect_both_refused("HF-CONTEXT-CHANGED", "HF-ENTANGLED");
+  Request alone;
+  alone.only = "vm0";
+  EXPECT_EQ(refusal(alone).code, "HF-ENTANGLED") << "nor alone";
+  EXPECT_THAT(refusal(alone).message(), HasSubstr("vm1"));
+}
+
+TEST_F(Entangled, ADeviceWithTheOthersDomainId) {
+  record_pair();
+  cross();
+  const auto first = *sim::read_context(*machine, kBdf);
+  write(kSecondBdf, [&](auto& entry) { entry.domain_id = first.domain_id; });
+  expect_both_refused("HF-CONTEXT-CHANGED", "HF-ENTANGLED");
+}
+
+TEST_F(Entangled, AnIdThatNobodyHasConcernsNobodyElse) {
+  record_pair();
+  cross();
+  write(kSecondBdf, [&](auto& entry) { entry.domain_id = 0x4321; });
+  expect_second_refused("HF-CONTEXT-CHANGED");
+}
+
+TEST_F(Entangled, ATablePageOfTheOther) {
+  record_pair();
+  cross();
+  const auto first = *sim::read_context(*machine, kBdf);
+  const auto second_root = sim::read_context(*machine, kSecondBdf)->root;
+  const auto* theirs = reinterpret_cast<uint64_t*>(machine->pool_at(first.root, 4096));
+  auto* mine = reinterpret_cast<uint64_t*>(machine->pool_at(second_root, 4096));
+  mine[0] = theirs[0];
+  expect_both_refused("HF-TABLE", "HF-ENTANGLED");
+}
+
+TEST_F(Entangled, OneIommuGroup) {
+  record_pair();
+  cross();
+  Device moved = *machine->describe_device(kSecondBdf);
+  moved.group = machine->describe_device(kBdf)->group;
+  ASSERT_TRUE(machine->replace_device(kSecondBdf, moved));
+  // The other's members are not what they were, either.
+  expect_both_refused("HF-DEVICE-DIFFERS", "also: container vm1");
+}
+
+// -- killed
+
+class KilledWithOneRefused : public PairOf<KilledAtEveryStep> {
+ protected:
+  void begin() override { record_pair(); }
+  bool ended_well(const Report& report) override {
+    if (repaired_) return !report.error && report.finished;
+    return report.error && report.error->exit == Exit::kPartly && report.containers.at(0).done &&
+           report.containers.at(1).strategy == Strategy::kRefuse;
+  }
+  bool repaired_ = false;
+};
+
+TEST_F(KilledWithOneRefused, RunAgainItNamesItAgainAndTheOtherNeverNoticed) {
+  uint64_t point = 0;
+  for (bool killed = true; killed; ++point) {
+    SCOPED_TRACE(point);
+    repaired_ = false;
+    begin_again();
+    ASSERT_FALSE(HasFatalFailure());
+    *leaf_of(kSecondBdf) ^= 2;
+    std::vector<UniqueFd> kept;
+    const int first = run_child(point, kept);
+    killed = first == 77;
+    ASSERT_TRUE(killed || first == 0);
+    ASSERT_TRUE(driver->wait_transfers(50, 5000)) << "DMA ended with the killed process";
+    EXPECT_THAT(parked_devices(), Contains(std::string(kSecondBdf)));
+    ASSERT_EQ(run_child(~0ull, kept), 0) << "the second run does not come out the same";
+    EXPECT_EQ(state(), ArenaState::kRestoring);
+    EXPECT_THAT(parked_devices(), ElementsAre(std::string(kSecondBdf)));
+    expect_dma_untouched();
+    *leaf_of(kSecondBdf) ^= 2;
+    repaired_ = true;
+    ASSERT_EQ(run_child(~0ull, kept), 0) << "it does not finish once repaired";
+    EXPECT_EQ(state(), ArenaState::kRestored);
+    expect_dma_untouched();
+    ASSERT_LT(point, 100u);
+  }
+  EXPECT_GT(point, 15u) << "there were fewer steps than a restore has";
+}
+
+}  // namespace
+}  // namespace holdfast::restore::testing
