@@ -99,8 +99,7 @@ Result<Exit> run_plan(Context& context, const Options& options) {
   // A plan that would be refused is shown, and says so with the status that restore would have.
   if (auto refusal = error_in(plan, "refusal"))
     return std::unexpected(std::move(*refusal).in("plan"));
-  if (auto partly = error_in(plan, "partly"))
-    return std::unexpected(std::move(*partly).in("plan"));
+  if (auto partly = error_in(plan, "partly")) return std::unexpected(std::move(*partly).in("plan"));
   return Exit::kDone;
 }
 

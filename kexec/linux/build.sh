@@ -158,18 +158,6 @@ version=$(choose_version)
 [ -n "$version" ] || die "no $package to be had; is the package mirror reachable?"
 folder=$cache/linux-$(key "$version")
 
-# In memory where there is plenty of it: a disk takes minutes to write 80 000 files and to forget them.
-place_for_source() {
-  local room
-  room=$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1)
-  if [ "${room:-0}" -ge 12582912 ] &&
-    [ "$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)" -ge 12582912 ]; then
-    mktemp -d /dev/shm/holdfast-linux.XXXXXX
-  else
-    echo "$folder.new/source"
-  fi
-}
-
 case ${1:-} in
   --path)
     echo "$folder/bzImage"
@@ -202,17 +190,13 @@ fi
 if [ ! -f "$folder/complete" ]; then
   fetch "$version"
   rm -rf "$folder.new"
-  mkdir -p "$folder.new"
-  source=$(place_for_source)
-  # shellcheck disable=SC2064 # the name as it is now
-  trap "rm -rf '$source'" EXIT
-  unpack "$source"
+  unpack "$folder.new/source"
   say "building $package $version with the series${variant:+, variant $variant} (some 10 minutes, less with a warm ccache)"
-  build "$source"
-  cp "$source/arch/x86/boot/bzImage" "$source/vmlinux" "$folder.new/"
-  cp "$source/.config" "$folder.new/config"
+  build "$folder.new/source"
+  cp "$folder.new/source/arch/x86/boot/bzImage" "$folder.new/source/vmlinux" "$folder.new/"
+  cp "$folder.new/source/.config" "$folder.new/config"
   echo "$version" >"$folder.new/version"
-  rm -rf "$source"
+  rm -rf "$folder.new/source"
   touch "$folder.new/complete"
   rm -rf "$folder"
   mv "$folder.new" "$folder"

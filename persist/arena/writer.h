@@ -151,6 +151,7 @@ class Writer {
   Result<void> restore_started(uint64_t generation, const Uuid& boot);
   Result<void> restore_done(const std::string& container);
   Result<void> restore_failed(const std::string& container);
+  /// Also of a generation that is refused: where its restore had begun that goes on, with the rest.
   Result<void> restore_released(const std::string& container);
   Result<void> restore_finished();  ///< state restored
   Result<void> restore_refused(const std::string& why);

@@ -138,15 +138,16 @@ Result<void> Writer::restore_started(uint64_t generation, const Uuid& boot) {
 
 Result<void> Writer::log_restore(const std::string& container, RestoreStep step) {
   Impl& w = *impl_;
-  const RestoreRecord& begun = w.root.restore;
-  // A restore that had begun, and was refused when it was run again: what it left can be given up.
-  const bool gives_up = step == RestoreStep::kReleased && w.root.state == ArenaState::kRefused &&
-                        begun.started && begun.generation == w.root.frozen;
+  // A container of a refused generation can be given up, whether its restore had begun or not.
+  const bool gives_up = step == RestoreStep::kReleased && w.root.state == ArenaState::kRefused;
   if (w.root.state != ArenaState::kRestoring && !gives_up)
     return wrong_state(w.object(), w.root.state, "restored");
   HOLDFAST_TRY(validate_name("container", container));
   Root next = w.root;
-  if (gives_up) {
+  if (gives_up && next.restore.generation != next.frozen) {
+    next.restore = {};
+    next.restore.generation = next.frozen;
+  } else if (gives_up && next.restore.started) {
     next.state = ArenaState::kRestoring;
     next.broken_reason.clear();
   }
@@ -171,7 +172,10 @@ Result<void> Writer::restore_released(const std::string& container) {
 
 Result<void> Writer::restore_finished() {
   Impl& w = *impl_;
-  if (w.root.state != ArenaState::kRestoring)
+  // Refused before it began, and everything of it given up since.
+  const bool given_up =
+      w.root.state == ArenaState::kRefused && w.root.restore.generation == w.root.frozen;
+  if (w.root.state != ArenaState::kRestoring && !given_up)
     return wrong_state(w.object(), w.root.state, "restored");
   Root next = w.root;
   next.state = ArenaState::kRestored;

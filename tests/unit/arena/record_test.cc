@@ -185,6 +185,45 @@ TEST_F(Recording, StatesFollowEachOtherAndNothingElse) {
   EXPECT_EQ(writer->header().frozen, 0u);
 }
 
+TEST_F(Recording, WhatIsRefusedCanBeGivenUpOneByOne) {
+  start();
+  ASSERT_OK(writer->add_container(container("vm1")));
+  ASSERT_OK(writer->commit());
+  ASSERT_OK(writer->arm("ab12", "vmlinuz"));
+  auto frozen = writer->freeze({}, {});
+  ASSERT_OK(frozen);
+  EXPECT_CODE(writer->restore_released("vm0"), "HF-STATE");
+  ASSERT_OK(writer->restore_refused("vm0 and vm1 differ"));
+  // Its restore has not begun: the other one can still be restored, or be given up as well.
+  ASSERT_OK(writer->restore_released("vm0"));
+  EXPECT_EQ(writer->header().state, ArenaState::kRefused);
+  reopen();
+  EXPECT_EQ(disk.reader()->restore_log()->generation, *frozen);
+  EXPECT_THAT(disk.reader()->restore_log()->released, testing::ElementsAre("vm0"));
+  const Uuid boot = Uuid::random();
+  ASSERT_OK(writer->restore_started(*frozen, boot));
+  EXPECT_THAT(disk.reader()->restore_log()->released, testing::ElementsAre("vm0"));
+  // It had begun: it goes on where the refusal found it.
+  ASSERT_OK(writer->restore_refused("vm1 differs"));
+  EXPECT_CODE(writer->restore_done("vm1"), "HF-STATE");
+  ASSERT_OK(writer->restore_released("vm1"));
+  EXPECT_EQ(writer->header().state, ArenaState::kRestoring);
+  ASSERT_OK(writer->restore_finished());
+  EXPECT_EQ(writer->header().state, ArenaState::kRestored);
+}
+
+TEST_F(Recording, ARefusedGenerationOfWhichAllIsGivenUpIsFinished) {
+  start();
+  ASSERT_OK(writer->arm("ab12", "vmlinuz"));
+  ASSERT_OK(writer->freeze({}, {}));
+  EXPECT_CODE(writer->restore_finished(), "HF-STATE");
+  ASSERT_OK(writer->restore_refused("vm0 differs"));
+  EXPECT_CODE(writer->restore_finished(), "HF-STATE");  // nobody gave anything up
+  ASSERT_OK(writer->restore_released("vm0"));
+  ASSERT_OK(writer->restore_finished());
+  EXPECT_EQ(writer->header().state, ArenaState::kRestored);
+}
+
 TEST_F(Recording, ThawVoidsTheNonceAndTheGenerationStaysAsItWas) {
   start();
   ASSERT_OK(writer->arm("ab12", "vmlinuz"));
