@@ -364,6 +364,84 @@ TEST_F(Entangled, ATablePageOfTheOther) {
   expect_both_refused("HF-TABLE", "HF-ENTANGLED");
 }
 
+TEST_F(Partly, ATableInAnotherPlaceThatSaysTheSame) {
+  record_pair();
+  cross();
+  const auto entry = *sim::read_context(*machine, kSecondBdf);
+  const uint64_t spare = machine->registers().pool_base + machine->registers().pool_size - 4096;
+  auto* top = reinterpret_cast<uint64_t*>(machine->pool_at(entry.root, 4096));
+  const uint64_t lower = pagetable::entry_address(top[0]);
+  std::memcpy(machine->pool_at(spare, 4096), machine->pool_at(lower, 4096), 4096);
+  top[0] ^= lower ^ spare;
+  expect_second_refused("HF-TABLES-CHANGED");
+  top[0] ^= lower ^ spare;
+  expect_next_run_finishes();
+}
+
+/// The rule by itself: what two containers share, of which the second is refused.
+class Shared : public Partly {
+ protected:
+  void begin() {
+    record_pair();
+    cross();
+    prepared = std::make_unique<Prepared>(std::move(*prepare_now()));
+    ASSERT_THAT(first().problems, IsEmpty());
+    ASSERT_THAT(second().problems, IsEmpty());
+    second().problems.push_back(
+        refuse(Exit::kVerification, "HF-DEVICE-DIFFERS", "device", "is another").error());
+  }
+  ContainerFindings& first() { return prepared->findings.containers.at(0); }
+  ContainerFindings& second() { return prepared->findings.containers.at(1); }
+  /// Why the first one is refused; empty: it is not.
+  std::string why(const std::vector<std::string>& settled = {}) {
+    refuse_entangled(prepared->view, settled, prepared->findings);
+    if (first().problems.empty()) return {};
+    EXPECT_EQ(first().problems.at(0).code, "HF-ENTANGLED");
+    return first().problems.at(0).message();
+  }
+  std::unique_ptr<Prepared> prepared;
+};
+
+TEST_F(Shared, NothingAtAll) {
+  begin();
+  EXPECT_THAT(second().reach.tables, IsEmpty());
+  EXPECT_THAT(second().reach.changed_ids, IsEmpty());
+  EXPECT_EQ(second().reach.ids.size(), 1u);
+  EXPECT_EQ(why(), "");
+}
+
+TEST_F(Shared, AGroupAsItIsNow) {
+  begin();
+  second().devices_now.at(0).group = first().devices_now.at(0).group;
+  EXPECT_THAT(why(), AllOf(HasSubstr("IOMMU group 4"), HasSubstr("holdfast release vm1")));
+}
+
+TEST_F(Shared, WithOneThatIsSettledConcernsNobody) {
+  begin();
+  second().devices_now.at(0).group = first().devices_now.at(0).group;
+  EXPECT_EQ(why({"vm0"}), "");
+}
+
+TEST_F(Shared, NotKnownWhatItsDeviceReaches) {
+  begin();
+  second().reach.unknown = true;
+  EXPECT_THAT(why(), HasSubstr("not known"));
+}
+
+TEST_F(Shared, APageOfContextEntriesIsNoReason) {
+  begin();
+  for (const TablePage& page : prepared->view.table_pages(1))
+    if (page.level == kContextLevel) second().reach.tables.push_back(page.physical);
+  ASSERT_EQ(second().reach.tables.size(), 1u);
+  EXPECT_EQ(why(), "");
+}
+
+TEST_F(Shared, AnIdThatWasAlwaysTheSameIsBehindAnotherUnit) {
+  begin();
+  second().reach.ids = first().reach.ids;
+  EXPECT_EQ(why(), "");
+}
+
 TEST_F(Entangled, OneIommuGroup) {
   record_pair();
   cross();
