@@ -35,6 +35,7 @@ prepare() {
   clock freeze-begin
   expect 0 "frozen, to be adopted" holdfast freeze --policy adopt
   clock freeze-end
+  sed 's/^/    /' /sys/kernel/iommu_preserve/domains
   raw_adopt mark /dev/dax0.0 2
   kill -KILL "$(cat /run/vm0.pid)"
   agent_end KILL

@@ -49,6 +49,7 @@ step1() {
   raw_adopt mark /dev/dax0.0 2
   kill -KILL "$(cat /run/vm0.pid)"
   agent_end KILL
+  sed 's/^/    /' /sys/kernel/iommu_preserve/domains
   say "figure $CHAIN pool: $(cat /sys/kernel/iommu_preserve/pool_used) bytes"
   leave 2 last_words
 }
