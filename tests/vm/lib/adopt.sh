@@ -80,21 +80,23 @@ adopt_machine() {
 
 # aimed_invalidations: how often QEMU was told to forget what it had cached of the held device or its
 # domain, from the old kernel's last words until the new owner begins: without Holdfast when it tries what
-# is refused, with it when all is registered. "unknown" if no kernel said which domain that is.
+# is refused, with it when all is registered. "unknown" if it never began, or no kernel said which domain that is.
 aimed_invalidations() {
   local until='HOLDFAST-VM: ok .*: what must be refused'
   grep -q 'holdfast.arena=\|: restored (exit 0)' "$CHAIN_LOG" && until='^[^ ]* phase 4$'
   awk -v until="$until" '
+    function forget() { counting = 0; split("", device); split("", domain) }
+    /HOLDFAST-VM: boot chain=.* step=1 / { forget() }
     /leaving for step/ { counting = 1 }
-    $0 ~ until { counting = 0 }
     /device 0000:.* root=0x.* did=/ {
       split($3, part, ":"); name = part[2] ":" part[3]; sub(/\./, ".0", name)
       for (i = 4; i <= NF; i++) if ($i ~ /^did=/) did = sprintf("0x%x", substr($i, 5))
     }
+    counting && $0 ~ until { sum += device[name] + domain[did]; windows++; forget() }
     counting && /vtd_inv_desc_cc_device/ { device[$NF]++ }
     counting && /vtd_inv_desc_iotlb_pages/ { domain[$6]++ }
     counting && /vtd_inv_desc_iotlb_domain/ { domain[$NF]++ }
-    END { print did == "" ? "unknown" : device[name] + domain[did] + 0 }' "$CHAIN_LOG"
+    END { print did == "" || !windows ? "unknown" : sum + 0 }' "$CHAIN_LOG"
 }
 
 # listed_ranges: what the kernels say of where tables are, in the oracle's words.
