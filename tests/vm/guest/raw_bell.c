@@ -1,12 +1,15 @@
 // A device that does nothing but raise its interrupt whenever the host rings it (ivshmem-doorbell),
 // in a preserved container of its own.
 //
-//   raw_bell run BDF DAX OTHER     holds it, takes its interrupts and counts them in memory; stays
+//   raw_bell run BDF DAX OTHER     holds it, takes its interrupts and counts them in memory; stays, and
+//                                  closes it as soon as it sees it silenced
 //   raw_bell adopt BDF DAX OTHER   takes it up, hears each ring once it asks to; gives it up
 //
 // OTHER is a device that is in no container: under the hold its group cannot join.
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/pci_regs.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,6 +22,31 @@
 // Behind the region of the NIC.
 #define BELL_MEMORY 0x3000000ull
 #define BELL_SIZE 0x200000ull
+
+// For the next kernel: what was heard since the hold began, how much of it when the machine was about to
+// leave, and whether the device was closed once it had been silenced.
+struct heard {
+  volatile uint64_t all, before_leaving, closed;
+};
+
+// Where the MSI-X capability is.
+static uint32_t find_msix(const struct vfio_device* vfio) {
+  uint32_t at = vfio_config_read(vfio, PCI_CAPABILITY_LIST) & 0xfc;
+  for (int i = 0; at && i < 48; i++) {
+    uint16_t head = vfio_config_read(vfio, at);
+    if ((head & 0xff) == PCI_CAP_ID_MSIX) return at;
+    at = head >> 8 & 0xfc;
+  }
+  errno = 0;
+  die("%s has no MSI-X", vfio->bdf);
+}
+
+// A register as it really is, not as VFIO shows it.
+static uint16_t real_register(int config, uint32_t at) {
+  uint16_t value;
+  if (pread(config, &value, sizeof value, at) != sizeof value) die("config space, 0x%x", at);
+  return value;
+}
 
 static uint64_t listen_for(int event, int milliseconds) {
   uint64_t heard = 0;
@@ -53,7 +81,7 @@ static void foreign_bar(const struct vfio_device* vfio, const char* other) {
 
 static int run(const char* bdf, uint8_t* memory, const char* other) {
   struct vfio_device vfio;
-  volatile uint64_t* heard = (volatile uint64_t*)memory;
+  struct heard* heard = (struct heard*)memory;
   adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
   vfio.device = adopt_device(&vfio);
   adopt_expect("its memory", adopt_map(&vfio, 0, memory, BELL_SIZE, ADOPT_RW, 0), 0);
@@ -66,19 +94,36 @@ static int run(const char* bdf, uint8_t* memory, const char* other) {
   struct adopt_preserve preserve = adopt_preserve(&vfio, ADOPT_HOLD);
   if (!(preserve.state & ADOPT_STATE_ARMED)) die("the hold is not armed");
   adopt_expect("one more group joins a container that is held", join(&vfio, other), EBUSY);
-  *heard = 0;
+  memset(heard, 0, sizeof *heard);
   printf("raw_bell: held, and rings\n");
   fflush(stdout);
-  for (;;) *heard += adopt_interrupts(event, 1000);
+  const struct mailbox* mailbox = (const struct mailbox*)(memory - BELL_MEMORY);
+  uint32_t flags = find_msix(&vfio) + PCI_MSIX_FLAGS;
+  char path[64];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", bdf);
+  int config = open(path, O_RDONLY | O_CLOEXEC);
+  if (config < 0) die("%s", path);
+  for (;;) {
+    heard->all += adopt_interrupts(event, 1);
+    if (*(volatile const uint64_t*)&mailbox->phase < ADOPT_LEAVING) heard->before_leaving = heard->all;
+    if (vfio.device >= 0 && real_register(config, flags) & PCI_MSIX_FLAGS_MASKALL) {
+      close(vfio.device);
+      vfio.device = -1;
+      heard->closed = 1;
+    }
+  }
 }
 
 static int adopt(const char* bdf, uint8_t* memory, const char* other) {
   struct vfio_device vfio;
-  uint64_t heard = *(volatile uint64_t*)memory;
-  printf("raw_bell: heard %llu times under the hold, until the kernel left\n",
-         (unsigned long long)heard);
+  const struct heard* heard = (const struct heard*)memory;
+  uint64_t leaving = heard->all - heard->before_leaving;
+  printf("raw_bell: heard %llu times under the hold, %llu of them while the kernel left; %s\n",
+         (unsigned long long)heard->all, (unsigned long long)leaving,
+         heard->closed ? "closed when it was silenced" : "not closed");
   errno = 0;
-  if (heard < 100) die("it did not ring all the way down");
+  if (heard->all < 100 || leaving < 10) die("it did not ring all the way down");
+  if (!heard->closed) die("nobody saw it silenced");
   adopt_open(&vfio, bdf, ADOPT_TYPE1V2_PRESERVED);
   adopt_expect("its memory", adopt_map(&vfio, 0, memory, BELL_SIZE, ADOPT_RW, ADOPT_LIVE_UPDATE),
                0);
