@@ -147,6 +147,38 @@ TEST_F(Compare, TheMessageShowsBothSides) {
                                          "record: 0x1c0200000 rw, 2 MiB"));
 }
 
+TEST_F(Compare, WithoutAPhysicalBaseAnAddressThatLooksLikeTheOffsetProvesNothing) {
+  mappings = {{0, 0x1000, 0x5000, 2, 3}};
+  leaves = {{0, 0x1000, 0x5000, 3, 1}};
+  const Comparison result = run();
+  EXPECT_EQ(result.agreed_bytes, 0u);
+  EXPECT_EQ(result.unlocated_bytes, 0x1000u);
+}
+
+TEST_F(Compare, ALargeLeafIsOneLeaf) {
+  mappings = {record(2_MiB, 2_MiB, 0), record(8_MiB, 4_MiB, 8_MiB)};
+  leaves = {{2_MiB, 2_MiB, kBase, 3, 2}, {8_MiB, 4_MiB, kBase + 8_MiB, 3, 2}};
+  const Comparison result = run();
+  EXPECT_TRUE(result.equal());
+  EXPECT_EQ(result.leaves, 3u);
+}
+
+TEST_F(Compare, AGapWithinOneLeafIsOneDifference) {
+  mappings = {record(2_MiB, 512_KiB, 0), record(3_MiB + 512_KiB, 512_KiB, 1_MiB + 512_KiB)};
+  leaves = {{2_MiB, 2_MiB, kBase, 3, 2}};
+  const Comparison result = run();
+  ASSERT_EQ(result.total, 1u);
+  EXPECT_EQ(result.differences[0].kind, DifferenceKind::kLeafBeyond);
+  EXPECT_EQ(result.differences[0].iova, 2_MiB + 512_KiB);
+  EXPECT_EQ(result.differences[0].size, 1_MiB);
+}
+
+TEST_F(Compare, TheMessageNamesThePlaceInARegionWithoutABase) {
+  mappings = {{0x10000, 0x2000, 0x4000, 2, 3}};
+  leaves = {{0x10000, 0x1000, 0x777000, 3, 1}};
+  EXPECT_THAT(differs(run(), "vm0").message(), HasSubstr("record: region 2+0x5000 rw, 4 KiB"));
+}
+
 // The twin: one page at a time in a map.
 TEST_F(Compare, RandomSetsDifferExactlyWherePagesDiffer) {
   std::mt19937_64 random(3);

@@ -113,6 +113,40 @@ TEST_F(Kept, APageThatNothingPointsToIsLeftOver) {
   EXPECT_EQ(kept.unreached(), 1u);
 }
 
+TEST_F(Kept, DomainsOfOneLevelComeByAddress) {
+  const Root fourth = *make_root(memory, 4);
+  keep({first, fourth, third});
+  KeptTables kept = tables();
+  for (const Root& root : {first, third, fourth}) {
+    const auto next = kept.next();
+    ASSERT_TRUE(next);
+    EXPECT_EQ(next->physical, root.physical);
+    RangeCollector collector;
+    ASSERT_TRUE(kept.walk(*next, collector));
+  }
+}
+
+TEST_F(Kept, APageThatDoesNotBeginAtIovaZeroIsNoRoot) {
+  keep({first});
+  static constexpr std::array<std::byte, kTableBytes> kZero{};
+  pages.push_back(
+      {.physical = 1024_GiB, .level = 3, .reserved = 0, .iova = 512_GiB, .checksum = {}});
+  bytes.push_back(kZero.data());
+  KeptTables kept = tables();
+  ASSERT_TRUE(walk_next(kept));
+  EXPECT_FALSE(kept.next());
+  EXPECT_EQ(kept.unreached(), 1u);
+}
+
+TEST_F(Kept, APieceOfAContextTableIsNoTable) {
+  keep({first});
+  pages[find_page(pages, memory.table_for(first, 0, 1))].level = kContextLevel;
+  KeptTables kept = tables();
+  const auto walked = walk_next(kept);
+  ASSERT_FALSE(walked);
+  EXPECT_EQ(walked.error().code, "HF-TABLES-KEPT");
+}
+
 TEST_F(Kept, AListOfNothingButRootsEnds) {
   keep({first});
   static constexpr std::array<std::byte, kTableBytes> kZero{};

@@ -19,6 +19,8 @@ TEST(Behind, RangesAreAddedOnceAndRemovedWhole) {
   IovaSet set;
   EXPECT_TRUE(add_range(set, 0x4000, 0x2000));
   EXPECT_TRUE(add_range(set, 0x6000, 0x1000));
+  EXPECT_TRUE(add_range(set, 0x2000, 0x2000)) << "up to where the next one begins";
+  remove_within(set, 0x2000, 0x2000);
   for (const auto& [iova, size] : std::vector<std::pair<uint64_t, uint64_t>>{{0x3000, 0x2000},
                                                                              {0x5000, 0x1000},
                                                                              {0x4000, 0x2000},
