@@ -76,7 +76,7 @@ Result<PreserveState> vfio_preserve(BorrowedFd, PreserveOp op) {
   return PreserveState{state, reason};
 }
 Result<uint32_t> vfio_group_status(BorrowedFd) {
-  return uint32_t{kGroupViable};
+  return fake().viable ? uint32_t{kGroupViable} : 0u;
 }
 Result<void> vfio_group_set_container(BorrowedFd, BorrowedFd) {
   return answer(fake().set_container_errno, "VFIO_GROUP_SET_CONTAINER");

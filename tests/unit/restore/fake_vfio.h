@@ -22,6 +22,7 @@ struct FakeVfio {
   int set_iommu_errno = 0;
   int set_container_errno = 0;
   bool iommu_set = false;
+  bool viable = true;              ///< the group
   std::vector<std::string> calls;  ///< "hold", "map 0x1000+0x1000 flags 0xb", …
 };
 /// The one that the fake calls act on; tests assign a fresh one first.

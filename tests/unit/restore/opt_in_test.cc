@@ -44,6 +44,13 @@ class OnThePatchedKernel : public ::testing::Test {
         .error();
   }
 
+  /// The words after state= of the one domain that there is.
+  void put_state(const std::string& words) {
+    std::string lines = PreserveFolder::kLines;
+    const std::string before = "held,inherited,parked";
+    folder_.put("domains", lines.replace(lines.find(before), before.size(), words));
+  }
+
   holdfast::testing::TempDir scratch_;
   PreserveFolder folder_{scratch_.file("sys")};
   Type1Port port_{HostRoots{scratch_.file("sys"), scratch_.file("proc"), scratch_.file("dev")}};
@@ -265,6 +272,75 @@ TEST_F(OnThePatchedKernel, WhatNobodyHasIsListedAndGivenUpByItsRoot) {
   EXPECT_THAT(parked->front().devices, ElementsAre("0000:00:03.0"));
   ASSERT_TRUE(port_.give_up(parked->front()));
   EXPECT_EQ(folder_.get("release"), "0x60003000\n");
+}
+
+TEST_F(OnThePatchedKernel, ADeviceIsTakenWhereItsDomainIsInAContainer) {
+  EXPECT_FALSE(*port_.is_taken(device_)) << "it is parked";
+  Device other = device_;
+  other.bdf = "0000:00:09.0";
+  EXPECT_FALSE(*port_.is_taken(other));
+  put_state("held");
+  EXPECT_TRUE(*port_.is_taken(device_));
+  EXPECT_THAT(*port_.parked(), IsEmpty());
+  put_state("held,parked");
+  ASSERT_THAT(*port_.parked(), SizeIs(1));
+  EXPECT_FALSE(port_.parked()->front().inherited);
+}
+
+TEST_F(OnThePatchedKernel, ABusyGroupIsSaidToBeHeldOnlyWhereItIs) {
+  auto container = port_.open_container(false);
+  ASSERT_TRUE(container);
+  fake_vfio().set_iommu_errno = EBUSY;
+  EXPECT_THAT(port_.attach(*container, device_).error().cause, HasSubstr("that opts in"));
+  put_state("held");
+  EXPECT_THAT(port_.attach(*container, device_).error().cause, HasSubstr("another container"));
+  put_state("free");
+  EXPECT_NE(port_.attach(*container, device_).error().code, "HF-GROUP-HELD");
+}
+
+TEST_F(OnThePatchedKernel, WithoutAPoolOutOfMemoryIsTheLimitAlone) {
+  for (const char* name : {"pool_base", "pool_size", "pool_used"}) folder_.put(name, "0\n");
+  EXPECT_THAT(map_error(ENOMEM).details, IsEmpty());
+}
+
+TEST_F(OnThePatchedKernel, WhatTheContainerCannotIsNotTried) {
+  fake_vfio().extensions = {{sys::kVfioType1v2, 1}};
+  EXPECT_EQ(port_.open_container(true).error().code, "HF-ADOPT-UNSUPPORTED");
+  EXPECT_EQ(port_.forget(container_, 0x1000, 0x1000).error().code, "HF-ADOPT-UNSUPPORTED");
+  EXPECT_THAT(fake_vfio().calls, IsEmpty());
+}
+
+TEST_F(OnThePatchedKernel, AHoldThatIsNotThereIsNotEnded) {
+  EXPECT_TRUE(port_.hold(container_, false));
+  EXPECT_THAT(fake_vfio().calls, IsEmpty());
+}
+
+TEST_F(OnThePatchedKernel, ANumberThatAPreservedContainerHadDoesNotOptIn) {
+  auto preserved = port_.open_container(true);
+  ASSERT_TRUE(preserved);
+  const int number = preserved->get();
+  preserved->reset();
+  auto plain = port_.open_container(false);
+  ASSERT_TRUE(plain);
+  ASSERT_EQ(plain->get(), number);
+  ASSERT_TRUE(port_.attach(*plain, device_));
+  EXPECT_THAT(fake_vfio().calls, ElementsAre("set_iommu 3"));
+}
+
+TEST_F(OnThePatchedKernel, AMappingAllowsTheDeviceWhatWasAskedForAndNoMore) {
+  ASSERT_TRUE(port_.map(container_, {.iova = 0, .size = 0x1000, .access = kAccessRead}));
+  ASSERT_TRUE(port_.map(container_, {.iova = 0x1000, .size = 0x1000, .access = kAccessWrite}));
+  EXPECT_THAT(fake_vfio().calls, ElementsAre(HasSubstr("flags 0x1"), HasSubstr("flags 0x2")));
+}
+
+TEST_F(OnThePatchedKernel, AGroupThatIsNotViableIsNotPutIntoTheContainer) {
+  auto container = port_.open_container(false);
+  ASSERT_TRUE(container);
+  fake_vfio().viable = false;
+  const auto attached = port_.attach(*container, device_);
+  ASSERT_FALSE(attached);
+  EXPECT_EQ(attached.error().code, "HF-GROUP-VIABILITY");
+  EXPECT_THAT(fake_vfio().calls, IsEmpty());
 }
 
 }  // namespace

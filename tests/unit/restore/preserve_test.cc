@@ -142,6 +142,41 @@ TEST(PreservedLines, RangesAreAllOfADomainsPagesUpwardsAndNoneTwice) {
               HasSubstr("line 1"));
 }
 
+TEST(PreservedLines, WhatIsSaidTwiceOrNearlyRightIsRefused) {
+  const std::string domain = "domain root=0x60003000 levels=3 state=held pages=1\n";
+  const std::string range = "range root=0x60003000 start=0x60003000 bytes=4096\n";
+  const auto device = [](const std::string& unit, const std::string& context) {
+    return "device 0000:00:03.0 root=0x60003000 unit=" + unit + " did=1 context=" + context +
+           " lo=0x60003001 hi=0x101\n";
+  };
+  const std::string good = device(std::string(32, 'd'), "0x60001180");
+  EXPECT_EQ(refused(domain + good + range), "taken");
+  for (const std::string& text :
+       {domain + good + good + range, domain + device(std::string(33, 'd'), "0x60001180") + range,
+        domain + device("dmar0", "0x0") + range,
+        "domain root=0x60003000 levels:3 state=held pages=1\n" + range,
+        "domain root=0x60003000 levels=3 state=held,inherited,inherited pages=1\n" + range,
+        // Its top table is the page behind its range.
+        std::string("domain root=0x60004000 levels=3 state=held pages=1\n"
+                    "range root=0x60004000 start=0x60003000 bytes=4096\n"),
+        std::string("domain root=0xfffffffffffff000 levels=3 state=held pages=3\n"
+                    "range root=0xfffffffffffff000 start=0xfffffffffffff000 bytes=12288\n")})
+    EXPECT_THAT(refused(text), HasSubstr("HF-PRESERVE-LINES")) << text;
+  EXPECT_THAT(refused(domain + range + domain + range), HasSubstr("line 3"));
+  const auto armed =
+      parse_preserved("domain root=0x60003000 levels=3 state=held,armed pages=1\n" + range);
+  ASSERT_TRUE(armed);
+  EXPECT_TRUE(armed->domains[0].armed);
+}
+
+TEST(PreservedLines, MoreThanAnyMachineHasAreRefused) {
+  std::string text;
+  for (int i = 0; i < (1 << 19); ++i) text += "refused 0000:00:05.0 root=0 unit=a reason=b\n";
+  EXPECT_EQ(refused(text), "taken");
+  text += "refused 0000:00:05.0 root=0 unit=a reason=b\n";
+  EXPECT_THAT(refused(text), HasSubstr("line 524289"));
+}
+
 TEST(PreservedLines, AnyBytesEndInAnAnswer) {
   std::mt19937 random(11);
   for (int round = 0; round < 20000; ++round) {
@@ -222,6 +257,71 @@ TEST_F(Pool, BoundsThatNoPoolCanHaveAreNotBelieved) {
   folder_.put("abi", "2\n");
   EXPECT_EQ(preserve_.pool().error().code, "HF-PRESERVE-ABI");
   EXPECT_EQ(preserve_.pool().error().exit, Exit::kUnsupported);
+}
+
+TEST_F(Pool, BoundsAreTakenUpToTheirLimits) {
+  const auto code = [&](const char* base, const char* size, const char* used) {
+    folder_.put("pool_base", base);
+    folder_.put("pool_size", size);
+    folder_.put("pool_used", used);
+    const auto facts = preserve_.pool();
+    return facts ? "taken" : facts.error().code;
+  };
+  EXPECT_EQ(code("16777216", "1073741824", "1073741824"), "taken");
+  EXPECT_EQ(code("16777216", "1075838976", "0"), "HF-PRESERVE-LINES");
+  EXPECT_EQ(code("14680064", "2097152", "0"), "HF-PRESERVE-LINES");
+  EXPECT_EQ(code("16777216", "2097152", "2097153"), "HF-PRESERVE-LINES");
+  EXPECT_EQ(code("18446744073707454464", "4194304", "0"), "HF-PRESERVE-LINES");
+}
+
+TEST_F(Pool, AFileLongerThanThePoolIsAnotherOne) {
+  folder_.put("pool", std::string(PreserveFolder::kSize + 4096, '\0'));
+  EXPECT_EQ(code_of_tables(), "HF-PRESERVE-LINES");
+}
+
+TEST_F(Pool, LinesThatAreAnotherTextEachTimeAreNotRead) {
+  std::filesystem::remove(folder_.path() + "/domains");
+  std::filesystem::create_symlink("/proc/sys/kernel/random/uuid", folder_.path() + "/domains");
+  const auto view = preserve_.domains();
+  ASSERT_FALSE(view);
+  EXPECT_THAT(view.error().message(), HasSubstr("goes on changing"));
+}
+
+TEST_F(Pool, ADeviceThatWasCutOffAndHasADomainAgainIsFoundInIt) {
+  folder_.put("domains", std::string(PreserveFolder::kLines) +
+                             "refused 0000:00:03.0 root=0x60009000 unit=dmar0 reason=memory\n");
+  EXPECT_EQ(code_of_tables(), "taken");
+}
+
+TEST_F(Pool, DevicesOfOneDomainHaveOneRoot) {
+  std::string lines = PreserveFolder::kLines;
+  lines.insert(lines.find("range"),
+               "device 0000:00:04.0 root=0x60003000 unit=dmar0 did=1 context=0x60001200 "
+               "lo=0x60003001 hi=0x101\n");
+  folder_.put("domains", lines);
+  folder_.set(0x60001200, 0x60003001);
+  folder_.set(0x60001208, 0x101);
+  folder_.flush();
+  const auto source = preserve_.tables({PreserveFolder::kBdf, "0000:00:04.0"});
+  ASSERT_TRUE(source) << source.error().message();
+  EXPECT_THAT(*(*source)->roots(), SizeIs(1));
+  EXPECT_THAT(*(*source)->contexts(), SizeIs(2));
+}
+
+TEST_F(Pool, AnEntryThatAgreesWithItsLineButNotWithItsDomainIsRefused) {
+  const auto code = [&](const char* from, const char* to, uint64_t lo) {
+    std::string lines = PreserveFolder::kLines;
+    lines.replace(lines.find(from), std::strlen(from), to);
+    folder_.put("domains", lines);
+    folder_.set(PreserveFolder::kContext, lo);
+    folder_.flush();
+    return code_of_tables();
+  };
+  EXPECT_EQ(code("lo=", "lo=", 0x60003001), "taken");
+  EXPECT_EQ(code("lo=", "lo=", 0x60003003), "HF-PRESERVE-LINES") << "another low bit";
+  EXPECT_EQ(code("lo=0x60003001", "lo=0x60009001", 0x60009001), "HF-PRESERVE-LINES");
+  EXPECT_EQ(code("levels=3", "levels=4", 0x60003001), "HF-PRESERVE-LINES");
+  EXPECT_EQ(code("did=1", "did=2", 0x60003001), "HF-PRESERVE-LINES");
 }
 
 TEST_F(Pool, AFileShorterThanThePoolIsNotMapped) {
