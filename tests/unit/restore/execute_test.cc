@@ -87,6 +87,7 @@ TEST_F(Execute, AFailureInCustodyRollsBackAndLeavesDmaAlone) {
   EXPECT_TRUE(report->containers.at(0).undone);
   EXPECT_FALSE(report->finished);
   EXPECT_THAT(report->error->message(), HasSubstr("no live mapping was touched"));
+  EXPECT_NE(report->error->exit, Exit::kPartly) << "what was undone is as it was";
   EXPECT_EQ(state(), ArenaState::kRestoring);
   expect_dma_untouched();
   shelf.refuse_deposit = false;
@@ -105,6 +106,7 @@ TEST_F(Execute, ALogThatCannotSayDoneDoesNotTearDown) {
   auto report = restore(shelf);
   ASSERT_TRUE(report) << report.error().message();
   ASSERT_TRUE(report->error);
+  EXPECT_EQ(report->error->exit, Exit::kPartly) << "it is up, and its device runs";
   EXPECT_THAT(shelf.names(), ElementsAre("vm0"));
   expect_dma_untouched();
   refuse_done = false;
