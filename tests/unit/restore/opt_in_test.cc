@@ -305,8 +305,12 @@ TEST_F(OnThePatchedKernel, WithoutAPoolOutOfMemoryIsTheLimitAlone) {
 
 TEST_F(OnThePatchedKernel, WhatTheContainerCannotIsNotTried) {
   fake_vfio().extensions = {{sys::kVfioType1v2, 1}};
-  EXPECT_EQ(port_.open_container(true).error().code, "HF-ADOPT-UNSUPPORTED");
-  EXPECT_EQ(port_.forget(container_, 0x1000, 0x1000).error().code, "HF-ADOPT-UNSUPPORTED");
+  const auto opened = port_.open_container(true);
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().code, "HF-ADOPT-UNSUPPORTED");
+  const auto forgotten = port_.forget(container_, 0x1000, 0x1000);
+  ASSERT_FALSE(forgotten);
+  EXPECT_EQ(forgotten.error().code, "HF-ADOPT-UNSUPPORTED");
   EXPECT_THAT(fake_vfio().calls, IsEmpty());
 }
 

@@ -275,7 +275,7 @@ TEST_F(Pool, BoundsAreTakenUpToTheirLimits) {
 }
 
 TEST_F(Pool, AFileLongerThanThePoolIsAnotherOne) {
-  folder_.put("pool", std::string(PreserveFolder::kSize + 4096, '\0'));
+  std::filesystem::resize_file(folder_.path() + "/pool", PreserveFolder::kSize + 4096);
   EXPECT_EQ(code_of_tables(), "HF-PRESERVE-LINES");
 }
 
