@@ -1,7 +1,8 @@
 // A device that does nothing but raise its interrupt whenever the host rings it (ivshmem-doorbell),
 // in a preserved container of its own.
 //
-//   raw_bell run BDF DAX OTHER     holds it, takes its interrupts and counts them in memory; stays, and
+//   raw_bell run BDF DAX OTHER     holds it, takes its interrupts and counts them in memory; stays,
+//   and
 //                                  closes it as soon as it sees it silenced
 //   raw_bell adopt BDF DAX OTHER   takes it up, hears each ring once it asks to; gives it up
 //
@@ -23,8 +24,8 @@
 #define BELL_MEMORY 0x3000000ull
 #define BELL_SIZE 0x200000ull
 
-// For the next kernel: what was heard since the hold began, how much of it when the machine was about to
-// leave, and whether the device was closed once it had been silenced.
+// For the next kernel: what was heard since the hold began, how much of it when the machine was
+// about to leave, and whether the device was closed once it had been silenced.
 struct heard {
   volatile uint64_t all, before_leaving, closed;
 };
@@ -105,7 +106,8 @@ static int run(const char* bdf, uint8_t* memory, const char* other) {
   if (config < 0) die("%s", path);
   for (;;) {
     heard->all += adopt_interrupts(event, 1);
-    if (*(volatile const uint64_t*)&mailbox->phase < ADOPT_LEAVING) heard->before_leaving = heard->all;
+    if (*(volatile const uint64_t*)&mailbox->phase < ADOPT_LEAVING)
+      heard->before_leaving = heard->all;
     if (vfio.device >= 0 && real_register(config, flags) & PCI_MSIX_FLAGS_MASKALL) {
       close(vfio.device);
       vfio.device = -1;
