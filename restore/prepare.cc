@@ -102,13 +102,17 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
     HOLDFAST_TRY_ASSIGN(out.log, reader.restore_log());
     if (out.log.generation != manifest.number) out.log = {};
   }
+  const auto& released = out.log.released;
+  if (!request.only.empty() && contains(released, request.only))
+    return refuse(Exit::kRefused, "HF-RESTORE-RELEASED", "container " + request.only,
+                  "was released: nobody waits for it", "holdfast restore goes on with the others");
   HOLDFAST_TRY_ASSIGN(const auto capabilities, port.probe());
 
   // Released ones are not restored again; done ones only where nobody holds them any more.
-  std::vector<std::string> settled = out.log.released;
+  std::vector<std::string> settled = released;
   for (const auto& name : request.held) settled.push_back(name);
   std::vector<std::string> logged = out.log.done;
-  for (const auto& name : out.log.released) logged.push_back(name);
+  for (const auto& name : released) logged.push_back(name);
   Policy asked = request.policy.value_or(manifest.seal.policy);
   if (turn == Turn::kAgain) {
     HOLDFAST_TRY_ASSIGN(const ArenaFacts facts, read_arena_facts(reader));
@@ -132,6 +136,9 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
   lap();
   HOLDFAST_TRY_ASSIGN(out.findings, inspect(out.view, port, capabilities, options));
   out.inspect_ns = lap();
+  // Nothing of a released one is back, and nothing of it is to come back.
+  std::erase_if(out.findings.containers,
+                [&](const ContainerFindings& item) { return contains(released, item.name); });
   out.plan = make_plan({.manifest = manifest,
                         .capabilities = capabilities,
                         .findings = out.findings,

@@ -38,7 +38,7 @@ struct Prepared {
   arena::GenerationView view;
   Turn turn = Turn::kFirst;
   arena::Reader::RestoreLog log;
-  Findings findings;
+  Findings findings;  ///< of what is not released
   Plan plan;
   std::vector<std::string> settled;  ///< for ExecuteOptions::settled
   // What it took, in nanoseconds.
@@ -61,8 +61,9 @@ struct Prepared {
 [[nodiscard]] Result<Turn> turn_of(const arena::Reader& reader, kernel::Port& port,
                                    const BootFacts& boot, const Request& request);
 
-/// Refusals of token and checksums come back as errors (exit 5, exit 3); differences of devices,
-/// memory, tables, limits and policy stand in plan.refusal().
+/// Refusals of token and checksums come back as errors (exit 5, exit 3), and so does asking for a
+/// released container alone (exit 5); differences of devices, memory, tables, limits and policy
+/// stand in plan.refusal(). What was released is in neither findings nor plan: it is not there.
 [[nodiscard]] Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port,
                                        const BootFacts& boot, const Request& request);
 
