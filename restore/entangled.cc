@@ -13,7 +13,7 @@ namespace {
 /// One container with what it could share.
 struct Member {
   ContainerFindings& findings;
-  std::set<std::string> groups;  ///< of its devices, as recorded and as found; and their addresses
+  std::set<std::string> groups;  ///< of its devices, as found; addresses of all members
   std::set<uint64_t> tables;     ///< pages of its own tables
 };
 
@@ -22,10 +22,14 @@ Member member_of(const arena::GenerationView& view, const ContainerRecord& recor
   Member out{findings, {}, {}};
   const auto note = [&out](const Device& device) {
     out.groups.insert("device " + device.bdf);
-    if (!device.group.empty()) out.groups.insert("IOMMU group " + device.group);
+    for (const auto& member : device.group_members) out.groups.insert("device " + member);
   };
   for (const auto& device : record.container.devices) note(device);
-  for (const auto& device : findings.devices_now) note(device);
+  for (const auto& device : findings.devices_now) {
+    note(device);
+    // Only the number that it has now: a recorded one is another group's, or nobody's.
+    if (!device.group.empty()) out.groups.insert("IOMMU group " + device.group);
+  }
   // The page of a context table has entries of all devices of its bus; nothing of it is written.
   for (const TablePage& page : view.table_pages(record.container.id))
     if (page.level != kContextLevel) out.tables.insert(page.physical);

@@ -118,7 +118,7 @@ class Attempt {
 
  private:
   [[nodiscard]] const Device& device(const Step& step) const {
-    return container_.record->container.devices.at(step.device);
+    return container_.devices.at(step.device);
   }
   [[nodiscard]] static const std::string& group_of(const Device& device) {
     return device.group.empty() ? device.bdf : device.group;

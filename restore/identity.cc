@@ -58,6 +58,16 @@ bool same_model(const Device& a, const Device& b) {
          a.revision == b.revision;
 }
 
+/// The group by its members: its number says in which order a kernel found the devices, and moves
+/// with every device that is added or removed before it.
+void compare_group(const Device& recorded, const Device& now, Differences& differences) {
+  if (recorded.group.empty() || now.group.empty() ||
+      (recorded.group_members.empty() && now.group_members.empty()))
+    differences.text("IOMMU group", recorded.group, now.group);
+  differences.text("group members", fmt::format("{}", fmt::join(recorded.group_members, " ")),
+                   fmt::format("{}", fmt::join(now.group_members, " ")));
+}
+
 std::string ids(const Device& device) {
   return fmt::format("{:04x}:{:04x}", device.vendor, device.device);
 }
@@ -125,9 +135,7 @@ std::vector<Error> compare_device(const Device& recorded, const Device* now,
                     "{:#06x}");
   differences.field("class", recorded.class_code, now->class_code, "{:#08x}");
   differences.field("revision", recorded.revision, now->revision, "{:#04x}");
-  differences.text("IOMMU group", recorded.group, now->group);
-  differences.text("group members", fmt::format("{}", fmt::join(recorded.group_members, " ")),
-                   fmt::format("{}", fmt::join(now->group_members, " ")));
+  compare_group(recorded, *now, differences);
   differences.text("reserved regions", list_text(recorded.reserved_regions, reserved_text),
                    list_text(now->reserved_regions, reserved_text));
   differences.text("BARs", list_text(recorded.bars, bar_text), list_text(now->bars, bar_text));

@@ -151,7 +151,13 @@ void add_rest(const PlanInput& input, ContainerPlan& plan) {
 void add_steps(const PlanInput& input, const ContainerRecord& record,
                const ContainerFindings& findings, ContainerPlan& plan) {
   const bool adopt = plan.strategy == Strategy::kAdopt;
-  const auto& devices = record.container.devices;
+  for (const auto& recorded : record.container.devices) {
+    const Device* now = found_now(findings, recorded.bdf);
+    plan.devices.push_back(now == nullptr ? recorded : *now);
+    if (now == nullptr) plan.devices.back().group.clear();  // the recorded number is another's now
+    plan.devices.back().consents_to_reinit = recorded.consents_to_reinit;
+  }
+  const auto& devices = plan.devices;
   const auto add = [&plan](Step step) { plan.steps.push_back(std::move(step)); };
   const bool commit = adopt && plan.mappings != 0;
   const Mapping last = commit ? plan.table.at(plan.mappings - 1) : Mapping{};
@@ -183,8 +189,7 @@ void add_steps(const PlanInput& input, const ContainerRecord& record,
                       : fmt::format("map {} mappings, {:#x} bytes, as recorded", plan.mappings,
                                     plan.bytes)});
   for (size_t i = 0; i < devices.size(); ++i) {
-    const Device* now = found_now(findings, devices[i].bdf);
-    const Device& device = now == nullptr ? devices[i] : *now;
+    const Device& device = devices[i];
     const Reopen reopen = adopt ? Reopen::kUntouched : reopen_of(device);
     add({.verb = Verb::kOpenDevice,
          .device = i,

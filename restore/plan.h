@@ -53,7 +53,7 @@ enum class Reopen : uint32_t {
 struct Step {
   Verb verb = Verb::kOpenContainer;
   uint32_t region = 0;  ///< kOpenRegion: Region::id
-  size_t device = 0;    ///< kAttachGroup, kOpenDevice: index into Container::devices
+  size_t device = 0;    ///< kAttachGroup, kOpenDevice: index into ContainerPlan::devices
   kernel::MapMode mode = kernel::MapMode::kMap;  ///< kMapRanges
   bool preserved = false;                        ///< kOpenContainer
   uint64_t count = 0;                            ///< kMapRanges: mappings
@@ -75,6 +75,9 @@ struct ContainerPlan {
   arena::MappingTable table;    ///< a view into the generation, which must outlive the plan
   std::vector<Error> refusals;  ///< why it is not taken up, in order of weight
   const ContainerRecord* record = nullptr;  ///< in the manifest given to make_plan
+  /// As Container::devices, but as found: what is attached and opened is what is there now, in the
+  /// group that it has now. Empty where there are no steps for them.
+  std::vector<Device> devices;
 };
 
 struct Plan {

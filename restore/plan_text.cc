@@ -27,7 +27,7 @@ Json to_json(const Step& step, const ContainerPlan& container) {
   Json out;
   out["verb"] = verb_name(step.verb);
   out["text"] = step.text;
-  const auto& devices = container.record->container.devices;
+  const auto& devices = container.devices;
   switch (step.verb) {
     case Verb::kCommit:
     case Verb::kOpenRegion:

@@ -98,7 +98,8 @@ void scan_mappings(const Manifest& manifest, const ContainerRecord& record,
                    ContainerFindings& findings);
 
 /// Refuses those that share something with a refused one, so that taking the one up would concern
-/// the other: HF-ENTANGLED (exit 3). They share a device, an IOMMU group (recorded or found), table
+/// the other: HF-ENTANGLED (exit 3). They share a device, an IOMMU group (by members, by its
+/// number as found), table
 /// pages that a device reaches or a domain id; where it is not known what a refused one's device
 /// translates with, it shares with all that have tables.
 /// `settled` ones are neither.

@@ -187,6 +187,13 @@ TEST_P(PortContract, ADeviceThatIsNotThereCannotBeAttached) {
   EXPECT_NE(code(port().attach(container, nobody)), 0);
 }
 
+TEST_P(PortContract, TheGroupOfThatNumberIsAttachedAndNoOther) {
+  Device elsewhere = lab->device();
+  elsewhere.group = "4095";
+  EXPECT_NE(code(port().attach(container, elsewhere)), 0);
+  attach();
+}
+
 TEST_P(PortContract, ClosingTheGroupEndsTheMappings) {
   attach();
   ASSERT_EQ(map(kIova, kPage), 0);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <new>
 
 #include "persist/base/checked.h"
@@ -312,6 +313,16 @@ Result<void> Machine::replace_device(const std::string& bdf,
   if (!put_device(*slot, *device_now))
     return fail("device " + device_now->bdf, "does not fit the simulated machine");
   return {};
+}
+
+void Machine::renumber_groups(uint32_t first) {
+  std::map<std::string, std::string, std::less<>> numbers;
+  for (DeviceSlot& slot : registers_->devices) {
+    if (slot.bdf[0] == '\0') continue;
+    const auto [it, is_new] = numbers.try_emplace(std::string(text_of(slot.group)));
+    if (is_new) it->second = fmt::format("{}", first++);
+    put_text(slot.group, it->second);
+  }
 }
 
 Result<void> Machine::edit_region(const std::string& name,

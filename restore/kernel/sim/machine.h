@@ -91,6 +91,9 @@ class Machine {
   void power_cycle();
   /// Another device, or none (`nullopt`), where `bdf` was.
   Result<void> replace_device(const std::string& bdf, const std::optional<Device>& device);
+  /// As a kernel's start hands them out: group numbers in the order of the devices, from `first`.
+  /// Who is with whom stays. No kernel may be at work on the devices.
+  void renumber_groups(uint32_t first);
   /// Another description of a region: base, length (not above the file's), uuid, numa node,
   /// alignment. Processes that are attached go on with the memory where it was.
   Result<void> edit_region(const std::string& name, const std::function<void(RegionSlot&)>& edit);

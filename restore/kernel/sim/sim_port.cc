@@ -229,6 +229,10 @@ Result<UniqueFd> SimPort::open_container(bool preserved) {
 }
 
 Result<UniqueFd> SimPort::attach(BorrowedFd container, const Device& device) {
+  // As on a real kernel it is the group's number that is opened, whoever has it by now.
+  if (const auto now = machine_.describe_device(device.bdf); now && now->group != device.group)
+    return fail_errno(ENOENT, fmt::format("group {}", device.group),
+                      fmt::format("find device {} (it is in group {})", device.bdf, now->group));
   UniqueFd out;
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kAttach, container, {}, device.bdf, &out));
   if (reply.error != 0)

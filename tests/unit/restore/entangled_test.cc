@@ -44,11 +44,17 @@ TEST_F(Shares, NoGroupIsNoGroupInCommon) {
   EXPECT_EQ(why_with(1), "");
 }
 
-TEST_F(Shares, AGroupThatWasRecordedOfADeviceThatIsGone) {
+TEST_F(Shares, TheGroupNumberOfADeviceThatIsGoneIsAnothersByNow) {
   begin();
   device(0).group = device(1).group;
   of(1).devices_now.clear();
-  EXPECT_THAT(why_with(1), HasSubstr("IOMMU group 5"));
+  EXPECT_EQ(why_with(1), "");
+}
+
+TEST_F(Shares, AMemberOfTheOthersGroup) {
+  begin();
+  device(1).group_members.emplace_back(kBdf);
+  EXPECT_THAT(why_with(1), HasSubstr("device 0000:00:04.0"));
 }
 
 TEST_F(Shares, WithoutTablesItCannotBeReached) {
