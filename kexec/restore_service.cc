@@ -245,6 +245,7 @@ Result<agent::Reply> RestoreService::restore(agent::Request& request) {
   options.boot = boot.boot;
   options.again = prepared->turn == restore::Turn::kAgain;
   options.settled = prepared->settled;
+  options.released = prepared->log.released;
   options.progress = [&throttle](const restore::Progress& progress) { throttle(progress); };
   HOLDFAST_TRY_ASSIGN(auto report,
                       restore::execute(prepared->plan, server_.port(), custody, log, options));

@@ -334,7 +334,7 @@ class Execution {
     }
     for (const auto& container : plan_.containers) take_up(container);
     finish();
-    conclude();
+    if (!report_.error) report_.error = conclusion(report_, stands_from_before());
     return std::move(report_);
   }
 
@@ -366,6 +366,7 @@ class Execution {
       result.done = true;
     } else {
       result.error = std::move(outcome).error().in(container_object(container.name));
+      result.held = deposited;
       if (deposited)
         // It is up, its device runs, its owner can take it: tearing it down because a log write
         // failed would turn a nuisance into an outage. Running again writes the missing entry.
@@ -422,6 +423,12 @@ class Execution {
       error.details.push_back("and the log could not be written: " + logged.error().headline());
   }
 
+  [[nodiscard]] bool stands_from_before() const {
+    return std::ranges::any_of(options_.settled, [&](const std::string& name) {
+      return std::ranges::find(options_.released, name) == options_.released.end();
+    });
+  }
+
   void finish() {
     const auto settled = [&](const std::string& name) {
       const auto& names = options_.settled;
@@ -436,42 +443,6 @@ class Execution {
       report_.finished = true;
     else
       report_.error = std::move(logged).error().in("restore log");
-  }
-
-  void conclude() {
-    std::string done, failed;
-    const ContainerReport* first = nullptr;
-    std::vector<const Error*> reasons;
-    bool untouched = true;
-    for (const auto& container : report_.containers) {
-      std::string& names = container.done ? done : failed;
-      names += (names.empty() ? "" : ", ") + container.name;
-      if (container.done) continue;
-      if (first == nullptr) first = &container;
-      reasons.push_back(&*container.error);
-      for (size_t i = 1; i < container.refusals.size(); ++i)
-        reasons.push_back(&container.refusals[i]);
-      untouched &= container.undone || container.strategy == Strategy::kRefuse;
-    }
-    if (first == nullptr) return;
-    if (done.empty() && untouched) {
-      report_.error = *first->error;
-      for (size_t i = 1; i < reasons.size(); ++i)
-        report_.error->details.push_back("also: " + reasons[i]->headline());
-    } else if (report_.containers.size() == 1) {
-      report_.error = *first->error;
-      report_.error->exit = Exit::kPartly;
-      report_.error->code = "HF-RESTORE-PARTLY";
-      report_.error->details.push_back(
-          fmt::format("restored: none; not restored: {}", first->name));
-      report_.error->remedy = partly_remedy(first->name);
-    } else {
-      report_.error = partly_error(
-          report_.generation,
-          fmt::format("restored: {}; not restored: {}", done.empty() ? "none" : done, failed),
-          reasons, first->name);
-    }
-    report_.error->in("restore");
   }
 
   const Plan& plan_;

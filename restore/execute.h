@@ -96,6 +96,7 @@ struct ContainerReport {
   Strategy strategy = Strategy::kRefuse;
   bool done = false;
   bool undone = false;    ///< failed and rolled back whole
+  bool held = false;      ///< failed, but in custody for its owner: only the log lacks it
   uint64_t mappings = 0;  ///< mapped or adopted
   uint64_t duration_ns = 0;
   std::optional<Error> error;   ///< why not done
@@ -106,10 +107,14 @@ struct Report {
   uint64_t generation = 0;
   std::vector<StepReport> steps;
   std::vector<ContainerReport> containers;
-  bool finished = false;  ///< the restore log says finished
-  /// exit 0: nullopt. None is up: the first failure. Some: exit 6, HF-RESTORE-PARTLY, naming both.
-  std::optional<Error> error;
+  bool finished = false;       ///< the restore log says finished
+  std::optional<Error> error;  ///< conclusion()
 };
+
+/// nullopt: exit 0. Nothing is up, of this run or (`stands`) of one before: the first failure, what
+/// could not be rolled back before what was not touched; likewise where `--only` refuses. Else exit
+/// 6, HF-RESTORE-PARTLY, naming both.
+[[nodiscard]] std::optional<Error> conclusion(const Report& report, bool stands);
 
 struct Progress {
   std::string container;
@@ -124,6 +129,7 @@ struct ExecuteOptions {
   /// Containers of the generation that are not in the plan and need no more work (done, released):
   /// finished() is logged only when all others are done.
   std::vector<std::string> settled;
+  std::vector<std::string> released;  ///< of those, given up: nothing of them is back
   std::function<void(const Progress&)> progress;
   /// Called before every call into port, custody and log, with its number from 0: tests kill there.
   std::function<void(uint64_t point)> before_call;

@@ -221,6 +221,7 @@ class World : public sim::testing::Lab {
     how.boot = facts().boot;
     how.again = prepared.turn == Turn::kAgain;
     how.settled = prepared.settled;
+    how.released = prepared.log.released;
     how.before_call = std::move(before_call);
     return execute(prepared.plan, through == nullptr ? *port : *through, custody, log, how);
   }
