@@ -410,17 +410,18 @@ chain_control_bad_width() { damaged width context; }
 chain_control_bad_context() { damaged context context; }
 
 # The pool's header is that of another pool, as where the next kernel has its own elsewhere: nothing is taken
-# over, and everything is blocked.
+# over, and everything is blocked. The frame under way at that moment may be cut off: written down as
+# received by a device that could not write it.
 chain_control_other_header() {
   DAMAGE=header
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.last=lost" "${NIC_DEVICE[@]}" && saw damaged -eq 1 &&
-    saw wrong -eq 0 && saw strays -eq 0 && saw registered -eq 0 && saw late -eq 0 &&
+    saw wrong -le 1 && saw strays -eq 0 && saw registered -eq 0 && saw late -eq 0 &&
     saw faults -ge 1
 }
 chain_live_other_header() {
   DAMAGE=header
   RATE=600 SCRIPT=live adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.expect=lost" \
-    "${NIC_DEVICE[@]}" && saw damaged -eq 1 && saw wrong -eq 0 && saw strays -eq 0 && saw registered -eq 0 &&
+    "${NIC_DEVICE[@]}" && saw damaged -eq 1 && saw wrong -le 1 && saw strays -eq 0 && saw registered -eq 0 &&
     saw late -eq 0
 }
 
