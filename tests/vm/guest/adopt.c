@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/pci_regs.h>
 #include <linux/vfio.h>
 #include <poll.h>
 #include <stdio.h>
@@ -245,13 +246,10 @@ int adopt_interrupt_is_on(const struct vfio_device* vfio) {
 }
 
 int adopt_intx_is_on(const char* bdf) {
-  char path[128];
-  uint16_t command;
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", bdf);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0 || pread(fd, &command, sizeof command, 4) != sizeof command) die("%s", path);
-  close(fd);
-  return !(command & 0x400);  // PCI_COMMAND_INTX_DISABLE
+  int config = vfio_real_config(bdf);
+  uint16_t command = vfio_real_register(config, PCI_COMMAND);
+  close(config);
+  return !(command & PCI_COMMAND_INTX_DISABLE);
 }
 
 void adopt_interrupt_off(const struct vfio_device* vfio) {

@@ -80,33 +80,6 @@ static void count(int error, volatile uint32_t* refused, volatile uint32_t* done
     ++*done;
 }
 
-// Where the MSI capability is.
-static uint32_t find_msi(const struct vfio_device* vfio) {
-  uint32_t at = vfio_config_read(vfio, PCI_CAPABILITY_LIST) & 0xfc;
-  for (int i = 0; at && i < 48; i++) {
-    uint16_t head = vfio_config_read(vfio, at);
-    if ((head & 0xff) == PCI_CAP_ID_MSI) return at;
-    at = head >> 8 & 0xfc;
-  }
-  errno = 0;
-  die("%s has no MSI", vfio->bdf);
-}
-
-// A register of a function as it really is, not as VFIO shows it.
-static uint16_t real_register(int config, uint32_t at) {
-  uint16_t value;
-  if (pread(config, &value, sizeof value, at) != sizeof value) die("config space, 0x%x", at);
-  return value;
-}
-
-static int open_config(const char* bdf) {
-  char path[64];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", bdf);
-  int config = open(path, O_RDONLY | O_CLOEXEC);
-  if (config < 0) die("%s", path);
-  return config;
-}
-
 static void set_irqs(struct vfio_irq_set* irqs, uint32_t flags, uint32_t count) {
   memset(irqs, 0, sizeof *irqs);
   irqs->argsz = sizeof *irqs;
@@ -128,13 +101,13 @@ static void hammer_prepare(const struct vfio_device* vfio) {
   uint16_t command = vfio_config_read(vfio, PCI_COMMAND);
   if ((errno = vfio_config_write(vfio, PCI_COMMAND, command | PCI_COMMAND_INTX_DISABLE)))
     die("PCI_COMMAND");
-  uint32_t flags = find_msi(vfio) + PCI_MSI_FLAGS;
+  uint32_t flags = vfio_capability(vfio, PCI_CAP_ID_MSI) + PCI_MSI_FLAGS;
   if ((errno =
            vfio_config_write(vfio, flags, vfio_config_read(vfio, flags) | PCI_MSI_FLAGS_ENABLE)))
     die("MSI enable");
-  int config = open_config(vfio->bdf);
+  int config = vfio_real_config(vfio->bdf);
   errno = 0;
-  if (!(real_register(config, flags) & PCI_MSI_FLAGS_ENABLE)) die("MSI is off");
+  if (!(vfio_real_register(config, flags) & PCI_MSI_FLAGS_ENABLE)) die("MSI is off");
   close(config);
 }
 
@@ -144,12 +117,12 @@ static void hammer(const struct vfio_device* vfio, uint8_t* memory) {
   struct adopt_preserve thaw = {.argsz = sizeof thaw, .op = ADOPT_THAW};
   struct vfio_irq_set irqs;
   set_irqs(&irqs, VFIO_IRQ_SET_DATA_NONE, 0);
-  uint32_t flags = find_msi(vfio) + PCI_MSI_FLAGS;
+  uint32_t flags = vfio_capability(vfio, PCI_CAP_ID_MSI) + PCI_MSI_FLAGS;
   uint16_t msi = vfio_config_read(vfio, flags) | PCI_MSI_FLAGS_ENABLE;
   uint16_t command = vfio_config_read(vfio, PCI_COMMAND) & (uint16_t)~PCI_COMMAND_INTX_DISABLE;
-  int disk = open_config("0000:00:1e.0"), own = open_config(vfio->bdf);
+  int disk = vfio_real_config("0000:00:1e.0"), own = vfio_real_config(vfio->bdf);
   memset(hammered, 0, sizeof *hammered);
-  while (real_register(disk, PCI_COMMAND) & PCI_COMMAND_MASTER);
+  while (vfio_real_register(disk, PCI_COMMAND) & PCI_COMMAND_MASTER);
   for (;;) {
     count(ioctl(vfio->container, ADOPT_PRESERVE, &thaw) ? errno : 0, &hammered->thaw_refused,
           &hammered->thaw_done);
@@ -158,8 +131,8 @@ static void hammer(const struct vfio_device* vfio, uint8_t* memory) {
     count(vfio_config_write(vfio, flags, msi), &hammered->config_refused, &hammered->config_done);
     count(vfio_config_write(vfio, PCI_COMMAND, command), &hammered->config_refused,
           &hammered->config_done);
-    if (!(real_register(own, flags) & PCI_MSI_FLAGS_ENABLE) &&
-        real_register(own, PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE)
+    if (!(vfio_real_register(own, flags) & PCI_MSI_FLAGS_ENABLE) &&
+        vfio_real_register(own, PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE)
       hammered->silent++;
     else if (hammered->silent)
       hammered->heard++;

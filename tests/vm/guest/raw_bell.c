@@ -9,7 +9,6 @@
 // OTHER is a device that is in no container: under the hold its group cannot join.
 
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/pci_regs.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -29,25 +28,6 @@
 struct heard {
   volatile uint64_t all, before_leaving, closed;
 };
-
-// Where the MSI-X capability is.
-static uint32_t find_msix(const struct vfio_device* vfio) {
-  uint32_t at = vfio_config_read(vfio, PCI_CAPABILITY_LIST) & 0xfc;
-  for (int i = 0; at && i < 48; i++) {
-    uint16_t head = vfio_config_read(vfio, at);
-    if ((head & 0xff) == PCI_CAP_ID_MSIX) return at;
-    at = head >> 8 & 0xfc;
-  }
-  errno = 0;
-  die("%s has no MSI-X", vfio->bdf);
-}
-
-// A register as it really is, not as VFIO shows it.
-static uint16_t real_register(int config, uint32_t at) {
-  uint16_t value;
-  if (pread(config, &value, sizeof value, at) != sizeof value) die("config space, 0x%x", at);
-  return value;
-}
 
 static uint64_t listen_for(int event, int milliseconds) {
   uint64_t heard = 0;
@@ -99,16 +79,13 @@ static int run(const char* bdf, uint8_t* memory, const char* other) {
   printf("raw_bell: held, and rings\n");
   fflush(stdout);
   const struct mailbox* mailbox = (const struct mailbox*)(memory - BELL_MEMORY);
-  uint32_t flags = find_msix(&vfio) + PCI_MSIX_FLAGS;
-  char path[64];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", bdf);
-  int config = open(path, O_RDONLY | O_CLOEXEC);
-  if (config < 0) die("%s", path);
+  uint32_t flags = vfio_capability(&vfio, PCI_CAP_ID_MSIX) + PCI_MSIX_FLAGS;
+  int config = vfio_real_config(bdf);
   for (;;) {
     heard->all += adopt_interrupts(event, 1);
     if (*(volatile const uint64_t*)&mailbox->phase < ADOPT_LEAVING)
       heard->before_leaving = heard->all;
-    if (vfio.device >= 0 && real_register(config, flags) & PCI_MSIX_FLAGS_MASKALL) {
+    if (vfio.device >= 0 && vfio_real_register(config, flags) & PCI_MSIX_FLAGS_MASKALL) {
       close(vfio.device);
       vfio.device = -1;
       heard->closed = 1;

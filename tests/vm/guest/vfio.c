@@ -103,6 +103,31 @@ int vfio_config_write(const struct vfio_device* vfio, uint32_t at, uint16_t valu
              : errno;
 }
 
+uint32_t vfio_capability(const struct vfio_device* vfio, uint8_t id) {
+  uint32_t at = vfio_config_read(vfio, PCI_CAPABILITY_LIST) & 0xfc;
+  for (int i = 0; at && i < 48; i++) {
+    uint16_t head = vfio_config_read(vfio, at);
+    if ((head & 0xff) == id) return at;
+    at = head >> 8 & 0xfc;
+  }
+  errno = 0;
+  die("%s has no capability 0x%x", vfio->bdf, id);
+}
+
+int vfio_real_config(const char* bdf) {
+  char path[64];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", bdf);
+  int config = open(path, O_RDONLY | O_CLOEXEC);
+  if (config < 0) die("%s", path);
+  return config;
+}
+
+uint16_t vfio_real_register(int config, uint32_t at) {
+  uint16_t value;
+  if (pread(config, &value, sizeof value, at) != sizeof value) die("config space, 0x%x", at);
+  return value;
+}
+
 void vfio_bus_master(const struct vfio_device* vfio, int on) {
   uint16_t command = vfio_config_read(vfio, PCI_COMMAND);
   command |= PCI_COMMAND_MEMORY;

@@ -32,6 +32,12 @@ volatile void* vfio_map_bar0(const struct vfio_device* vfio, size_t* size);
 /// returns 0 or errno.
 uint16_t vfio_config_read(const struct vfio_device* vfio, uint32_t at);
 int vfio_config_write(const struct vfio_device* vfio, uint32_t at, uint16_t value);
+/// Where this capability of the device is (PCI_CAP_ID_...). Ends the program if it has none.
+uint32_t vfio_capability(const struct vfio_device* vfio, uint8_t id);
+/// Config space as it really is (sysfs), not as VFIO shows it: a descriptor, and a 16-bit register
+/// of it.
+int vfio_real_config(const char* bdf);
+uint16_t vfio_real_register(int config, uint32_t at);
 /// Switches memory decoding and bus mastering on (or bus mastering off) in the command register.
 void vfio_bus_master(const struct vfio_device* vfio, int on);
 
