@@ -48,15 +48,7 @@ TEST(ContextEntries, ADomainIdThatDiffersInAnyBitGivesAnotherChecksum) {
   EXPECT_NE(one->pages()[0].checksum, other->pages()[0].checksum);
 }
 
-class Context : public World {
- protected:
-  void write(const std::string& bdf, const std::function<void(sim::ContextEntry&)>& change) {
-    auto entry = sim::read_context(*machine, bdf);
-    ASSERT_TRUE(entry);
-    change(*entry);
-    sim::write_context(*machine, bdf, entry);
-  }
-};
+class Context : public World {};
 
 TEST_F(Context, AsItWasIsPartOfTheProof) {
   record(Policy::kAdopt);

@@ -213,15 +213,7 @@ TEST_F(Partly, ThePlanSaysWhichAndWhy) {
 
 // -- what a refused one shares with another
 
-class Entangled : public Partly {
- protected:
-  void write(const std::string& bdf, const std::function<void(sim::ContextEntry&)>& change) {
-    auto entry = sim::read_context(*machine, bdf);
-    ASSERT_TRUE(entry);
-    change(*entry);
-    sim::write_context(*machine, bdf, entry);
-  }
-};
+class Entangled : public Partly {};
 
 TEST_F(Entangled, ADeviceOnTheOthersTables) {
   record_pair();

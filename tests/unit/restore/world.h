@@ -4,6 +4,7 @@
 // and frozen in a real arena, the kernel goes, another comes. The device never stops to wait for
 // us.
 
+#include <functional>
 #include <list>
 #include <map>
 
@@ -11,6 +12,7 @@
 #include "persist/pagetable/capture.h"
 #include "persist/pagetable/context.h"
 #include "restore/execute.h"
+#include "restore/kernel/sim/context.h"
 #include "restore/prepare.h"
 #include "tests/unit/sim/lab.h"
 
@@ -74,6 +76,13 @@ class WriterLog : public RestoreLog {
 
 class World : public sim::testing::Lab {
  protected:
+  /// Changes a device's context entry behind everybody's back.
+  void write(const std::string& bdf, const std::function<void(sim::ContextEntry&)>& change) {
+    auto entry = sim::read_context(*machine, bdf);
+    ASSERT_TRUE(entry);
+    change(*entry);
+    sim::write_context(*machine, bdf, entry);
+  }
   /// Records vm0 with its device at work and freezes it. `recorded` may differ from what is mapped.
   void record(Policy policy, bool consents = true, bool evidence = true) {
     boot();
