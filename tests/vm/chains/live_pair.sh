@@ -6,8 +6,8 @@
 #   both          nothing that concerns either: one restore adopts both
 #   CODE          the first is refused with it, both values named, and goes on as it is; the second is
 #                 adopted by the same command, exit 6; the first is released
-#   removed       the second is out of its slot: refused, the first adopted by the same command; what is
-#                 left of the second is released
+#   removed       the second is out of its slot: refused, the first adopted by the same command, also when
+#                 its IOMMU group has another number now (…-first); what is left of the second is released
 #   release       nothing; the first is adopted with --only, the second released; a mapping that was to
 #                 be left behind is not there any more
 
@@ -23,6 +23,7 @@ step1() {
   scenario "$(parameter vm.scenario)"
   for n in 0 1 2; do try "devdax $n from memmap=" devdax $n; done
   for nic in $NIC $SECOND; do try "$nic is bound to vfio-pci" bind "$nic"; done
+  group_of "$NIC" >/state/group
   configure $ARENA
   expect 0 "an arena on devdax" holdfast init $ARENA
   agent_start
@@ -126,8 +127,14 @@ is_parked_alone() {
   grep -A 1 "state=held,inherited,parked" $DOMAINS | grep -q "^device $1 " || fail "$1 is not parked any more"
 }
 
+group_of() { basename "$(readlink "/sys/bus/pci/devices/$1/iommu_group")"; } # BDF
+
 removed() {
   [ ! -e "/sys/bus/pci/devices/$SECOND" ] || fail "$SECOND is there"
+  say "note $SCENARIO: $NIC was in group $(cat /state/group), is in $(group_of "$NIC")"
+  case $SCENARIO in
+    *-first) [ "$(group_of "$NIC")" != "$(cat /state/group)" ] || fail "$NIC is in the same group" ;;
+  esac
   expect 6 "the plan refuses what is gone" holdfast plan
   says HF-DEVICE-MISSING "can be restored: vm0; refused: vm1" "adopt 2049 of 2050 mappings"
   partly vm0 vm1 HF-DEVICE-MISSING /dev/dax0.0

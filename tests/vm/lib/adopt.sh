@@ -24,7 +24,7 @@ print(*(one.getsockname()[1] for one in held))' "$1"
 }
 
 # A slower kernel gets its frames more slowly, so that the ring lasts.
-rate() { echo $((2 * ${RATE:-1200} / (1 + ${HOLDFAST_VM_SLOW:-1}))); }
+rate() { echo $((${RATE:-1200} / ${HOLDFAST_VM_SLOW:-1})); }
 
 # adopt_machine LIMIT CMDLINE [QEMU ARGUMENT...]: one machine under the eyes of an oracle for each NIC
 # (ORACLES, default 1), sending RATE frames a second, one (DAMAGED, default 0) flipping a bit of DAMAGE. UNPLUG: a
@@ -289,6 +289,18 @@ chain_live_bad_pointer() { live_bad live-bad-pointer pointer HF-CONTEXT-CHANGED;
 chain_live_removed() {
   UNPLUG=11.0
   live_pair_chain live-removed removed 0000:01:00.0 \
+    -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off" \
+    -device "e1000e,bus=slot1,netdev=net1" && first_went_on && saw wrong -eq 0 1 &&
+    saw strays -eq 0 1 && saw registered -eq 0 1 && saw unplugged -eq 1
+}
+# Buses are probed in their order: what stays had an IOMMU group of a higher number before.
+chain_live_removed_first() {
+  UNPLUG=11.0
+  HELD_SID=0x200
+  NIC_DEVICE=(-device "pcie-root-port,id=slot2,chassis=2,addr=12.0,hotplug=off"
+    -device "e1000e,bus=slot2,netdev=net0")
+  ROOT_BUS="vm.nic=0000:02:00.0"
+  live_pair_chain live-removed-first removed 0000:01:00.0 \
     -device "pcie-root-port,id=slot1,chassis=1,addr=11.0,hotplug=off" \
     -device "e1000e,bus=slot1,netdev=net1" && first_went_on && saw wrong -eq 0 1 &&
     saw strays -eq 0 1 && saw registered -eq 0 1 && saw unplugged -eq 1

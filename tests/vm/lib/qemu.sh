@@ -19,17 +19,24 @@ stamp() {
 # run_machine LOG LIMIT CMDLINE [QEMU ARGUMENT...]: boots the cached kernel once and appends its
 # serial console to LOG. Returns 0 only if the guest ended the machine itself, in time.
 run_machine() {
-  local log=$1 limit=$2 cmdline=$3 status
+  local log=$1 limit=$2 cmdline=$3 status watch monitor
   shift 3
+  monitor=$(mktemp -u /tmp/holdfast-vm.XXXXXX)
   {
+    "$here/lib/machine_state" "$monitor" $((limit - 5)) 2>&1 &
+    watch=$!
     timeout --kill-after=5 "$limit" qemu-system-x86_64 \
       -accel tcg,thread=multi -M q35 -cpu max -smp "${VM_CPUS:-2}" -m "$MACHINE_RAM" \
-      -nodefaults -display none -serial stdio -monitor none \
+      -nodefaults -display none -serial stdio \
+      -monitor "unix:$monitor,server=on,wait=off" \
       -device isa-debug-exit,iobase=0xf4,iosize=0x04 \
       -device "${VM_IOMMU:-intel-iommu,intremap=on,caching-mode=on}" \
       -kernel "${VM_FIRST_KERNEL:-$VM_KERNEL}" -initrd "$VM_INITRD" \
       -append "console=ttyS0 panic=-1 quiet loglevel=4 no_timer_check intel_iommu=on $cmdline" "$@" </dev/null
     status=$?
+    kill $watch 2>/dev/null || true
+    wait $watch || true
+    rm -f "$monitor"
     [ $status = 124 ] && echo "vm: time limit of $limit s reached"
     echo "vm: qemu exit status $status"
   } 2>&1 | stamp >>"$log"
