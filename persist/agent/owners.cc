@@ -220,7 +220,6 @@ Result<void> Server::Impl::release(const std::string& name) {
   if (entry->client != 0)
     return refuse(Exit::kRefused, "HF-TAKE-OWNED", "container " + name,
                   fmt::format("its owner {} is alive", describe(entry->owner)), "end it first");
-  const std::vector<Device> devices = devices_of(writer.live(), name);
   switch (writer.state()) {
     case ArenaState::kFrozen:
     case ArenaState::kBroken:
@@ -229,18 +228,33 @@ Result<void> Server::Impl::release(const std::string& name) {
     case ArenaState::kRestoring:
     case ArenaState::kRefused:
       // The sealed generation stays as it is; the restore log says that nobody waits for this one.
+      HOLDFAST_TRY(give_up(*entry));
       HOLDFAST_TRY(writer.restore_released(name));
-      end_hold(port, custody, name);
-      custody.drop(name);
-      HOLDFAST_TRY(finish_when_settled());
-      return give_up_parked(port, devices);
+      return finish_when_settled();
     default:
-      end_hold(port, custody, name);
+      HOLDFAST_TRY(give_up(*entry));
       drop_container(entry->id);
       drop_unused_regions(0);
       commit();
-      return give_up_parked(port, devices);
+      return {};
   }
+}
+
+Result<void> Server::Impl::give_up(ContainerEntry& entry) {
+  const std::string& name = entry.name;
+  end_hold(port, custody, name);
+  custody.drop(name);
+  auto given_up = give_up_parked(port, devices_of(writer.live(), name));
+  if (given_up) return {};
+  // The kernel has not let go: whoever types it again must still reach this domain by this name.
+  entry.expires.reset();
+  if (std::ranges::find(restored_before, name) == restored_before.end())
+    restored_before.push_back(name);
+  given_up.error().details.push_back(fmt::format(
+      "it is not released: its descriptors are closed, but the kernel keeps its domain; then "
+      "again: holdfast release {}",
+      name));
+  return pass(std::move(given_up).error(), "release container " + name);
 }
 
 Result<void> Server::Impl::finish_when_settled() {

@@ -38,7 +38,8 @@ struct Server::Impl {
   Registry registry;
   kernel::Capabilities capabilities;  ///< asked at the start and at each registration
   /// Containers that an agent before this one restored, of the restore that the arena's log is
-  /// about.
+  /// about, and those that a release could not end: as long as the kernel keeps their domains they
+  /// are not forgotten.
   std::vector<std::string> restored_before;
 
   UniqueFd listener, main_epoll, client_epoll, timer, stop_event, job_event;
@@ -127,7 +128,7 @@ struct Server::Impl {
   // -- owners.cc
   void settle(Peer& peer);
   void reap();
-  /// Restored by an agent that is gone, never taken, and kept by the kernel: not to be forgotten.
+  /// Of restored_before, and kept by the kernel: not to be forgotten.
   [[nodiscard]] bool is_parked(const ContainerEntry& entry) const;
   /// Ends custody and the record of a container.
   void drop_container(uint32_t id);
@@ -141,6 +142,9 @@ struct Server::Impl {
   Result<Handout> hand_out(ContainerEntry& entry);
   Result<Peer*> peer_of(const Request& request);
   Result<void> release(const std::string& name);
+  /// Closes what custody holds and makes the kernel let go. Fails with the name still known, so
+  /// that it can be tried again.
+  Result<void> give_up(ContainerEntry& entry);
   /// The restore is finished once nobody waits for a container any more.
   Result<void> finish_when_settled();
   /// The restore has just finished: records what the seal kept out, new owners and releases.

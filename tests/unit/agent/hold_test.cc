@@ -29,12 +29,15 @@ class Keeper : public ForwardingPort {
   }
   Result<std::vector<Parked>> parked() override { return domains; }
   Result<void> give_up(const Parked& domain) override {
+    if (busy) return refuse(Exit::kRefused, "HF-PARKED-BUSY", "domain", "a container has it");
+    std::erase_if(domains, [&](const Parked& one) { return one.root == domain.root; });
     given_up.push_back(domain.root);
     return {};
   }
 
   uint32_t reason = 0;
   bool refuse_to_end = false;
+  bool busy = false;  ///< somebody has opened the group of what is parked
   std::vector<bool> holds;
   std::vector<Parked> domains;
   std::vector<uint64_t> given_up;
@@ -257,12 +260,36 @@ TEST_F(Adopted, ReleasingEndsTheHoldAndWhatStaysParked) {
   EXPECT_THAT(keeper->given_up, ElementsAre(0x60003000)) << "and nothing of anybody else";
 }
 
+TEST_F(Adopted, AReleaseThatTheKernelRefusesCanBeTypedAgain) {
+  keeper->domains = {{0x60003000, true, {kBdf}}};
+  keeper->busy = true;
+  const auto refused = ask("release", Json{{"name", "vm0"}});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, "HF-PARKED-BUSY");
+  EXPECT_THAT(refused.error().message(), HasSubstr("holdfast release vm0"));
+  EXPECT_THAT(ask("health")->dump(), HasSubstr("\"vm0\"")) << "its name is forgotten";
+  keeper->busy = false;
+  ASSERT_TRUE(ask("release", Json{{"name", "vm0"}}));
+  EXPECT_THAT(keeper->given_up, ElementsAre(0x60003000));
+}
+
 /// A restore has finished, its owner died with the kernel before, and its agent with what it held.
 class Lost : public Held {
  protected:
   void SetUp() override {
     Held::SetUp();
     close_office();
+    record();
+    auto writer = arena::Writer::open(arena());
+    Seal seal;
+    seal.sealed = true;
+    const auto generation = writer->freeze(seal, {});
+    ASSERT_TRUE(generation) << generation.error().message();
+    ASSERT_TRUE(writer->restore_started(*generation, Uuid::random()));
+    ASSERT_TRUE(writer->restore_done("vm0"));
+    ASSERT_TRUE(writer->restore_finished());
+  }
+  void record() {
     auto writer = arena::Writer::open(arena());
     ASSERT_TRUE(writer);
     Container vm0;
@@ -271,13 +298,7 @@ class Lost : public Held {
     vm0.owner = {0x3fffffff, 0, 1, "gone"};
     vm0.devices = {*port->describe_device(kBdf)};
     ASSERT_TRUE(writer->add_container(vm0));
-    Seal seal;
-    seal.sealed = true;
-    const auto generation = writer->freeze(seal, {});
-    ASSERT_TRUE(generation) << generation.error().message();
-    ASSERT_TRUE(writer->restore_started(*generation, Uuid::random()));
-    ASSERT_TRUE(writer->restore_done("vm0"));
-    ASSERT_TRUE(writer->restore_finished());
+    ASSERT_TRUE(writer->commit());
   }
   bool known() { return ask("health")->dump().find("\"vm0\"") != std::string::npos; }
 };
@@ -293,6 +314,38 @@ TEST_F(Lost, WhatTheKernelKeepsParkedIsStillKnownByItsName) {
 
 TEST_F(Lost, WhatTheKernelDoesNotKeepIsForgotten) {
   reopen({{0x60010000, true, {kOther}}});
+  EXPECT_FALSE(known());
+}
+
+/// A generation was refused as a whole, and what it is about is parked in the kernel.
+class RefusedWhole : public Lost {
+ protected:
+  void SetUp() override {
+    Held::SetUp();
+    close_office();
+    record();
+    auto writer = arena::Writer::open(arena());
+    Seal seal;
+    seal.sealed = true;
+    ASSERT_TRUE(writer->freeze(seal, {}));
+    ASSERT_TRUE(writer->restore_refused("all of it"));
+  }
+};
+
+TEST_F(RefusedWhole, IsReleasedOnlyOnceTheKernelHasLetGo) {
+  reopen({{0x60003000, true, {kBdf}}});
+  keeper->busy = true;
+  ASSERT_FALSE(ask("release", Json{{"name", "vm0"}}));
+  EXPECT_EQ(state(), "refused") << "it goes on; nothing of it is settled";
+  EXPECT_TRUE(arena::Reader::open(arena())->restore_log()->released.empty());
+  EXPECT_TRUE(known());
+  keeper->busy = false;
+  const auto released = ask("release", Json{{"name", "vm0"}});
+  ASSERT_TRUE(released) << released.error().message();
+  EXPECT_THAT(keeper->given_up, ElementsAre(0x60003000));
+  const auto log = arena::Reader::open(arena())->restore_log();
+  EXPECT_TRUE(log->finished);
+  EXPECT_THAT(log->released, ElementsAre("vm0"));
   EXPECT_FALSE(known());
 }
 
