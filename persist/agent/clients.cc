@@ -41,11 +41,21 @@ void Server::Impl::probe() {
 
 Result<void> Server::Impl::may_change(std::string_view what) const {
   if (!freezing && !sealed()) return {};
-  auto error = refuse(Exit::kRefused, "HF-FROZEN", what,
-                      freezing ? "a freeze is under way"
-                               : fmt::format("the arena is {}", state_name(writer.state())),
-                      "holdfast thaw")
-                   .error();
+  std::string cause = freezing ? "a freeze is under way"
+                               : fmt::format("the arena is {}", state_name(writer.state()));
+  std::string remedy = "holdfast thaw";
+  if (writer.state() == ArenaState::kRestoring || writer.state() == ArenaState::kRefused) {
+    // No thaw leads out of this: what is back waits for what is not.
+    const auto open = unsettled();
+    const std::string name = open && !open->empty() ? open->front() : "NAME";
+    if (open && !open->empty())
+      cause += fmt::format(
+          ": its restore is not finished, container {} is neither back nor "
+          "released{}",
+          name, open->size() == 1 ? "" : fmt::format(" ({} of them)", open->size()));
+    remedy = fmt::format("holdfast restore --only {}, or: holdfast release {}", name, name);
+  }
+  auto error = refuse(Exit::kRefused, "HF-FROZEN", what, cause, remedy).error();
   error.sys_errno = EBUSY;
   return std::unexpected(std::move(error));
 }

@@ -257,17 +257,25 @@ Result<void> Server::Impl::give_up(ContainerEntry& entry) {
   return pass(std::move(given_up).error(), "release container " + name);
 }
 
-Result<void> Server::Impl::finish_when_settled() {
+Result<std::vector<std::string>> Server::Impl::unsettled() const {
   HOLDFAST_TRY_ASSIGN(const auto reader, arena::Reader::open(writer.header().path));
   HOLDFAST_TRY_ASSIGN(const auto view, reader.generation(reader.header().frozen));
   HOLDFAST_TRY_ASSIGN(const auto log, reader.restore_log());
   const auto listed = [](const std::vector<std::string>& names, const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };
+  const bool about_this = log.generation == reader.header().frozen;
+  std::vector<std::string> out;
   for (const auto& record : view.manifest().containers)
-    if (!listed(log.done, record.container.name) && !listed(log.released, record.container.name))
-      return {};
-  return writer.restore_finished();
+    if (const std::string& name = record.container.name;
+        !about_this || (!listed(log.done, name) && !listed(log.released, name)))
+      out.push_back(name);
+  return out;
+}
+
+Result<void> Server::Impl::finish_when_settled() {
+  HOLDFAST_TRY_ASSIGN(const auto open, unsettled());
+  return open.empty() ? writer.restore_finished() : Result<void>();
 }
 
 void Server::Impl::settle_restored() {

@@ -145,6 +145,8 @@ struct Server::Impl {
   /// Closes what custody holds and makes the kernel let go. Fails with the name still known, so
   /// that it can be tried again.
   Result<void> give_up(ContainerEntry& entry);
+  /// Of the generation that is being restored: neither done nor released.
+  Result<std::vector<std::string>> unsettled() const;
   /// The restore is finished once nobody waits for a container any more.
   Result<void> finish_when_settled();
   /// The restore has just finished: records what the seal kept out, new owners and releases.

@@ -111,10 +111,13 @@ ring::Record range_record(uint64_t iova, uint64_t size) {
 }
 
 int frozen(hf_error* error, const hf_container& container) {
-  auto why = refuse(Exit::kRefused, "HF-FROZEN", "container " + container.name,
-                    "a freeze is under way or stands: no mapping may change",
-                    "wait for thawed, or for the restore")
-                 .error();
+  auto why =
+      refuse(Exit::kRefused, "HF-FROZEN", "container " + container.name,
+             "a freeze is under way or stands, or its restore is not finished: no mapping "
+             "may change",
+             "wait for thawed; in the new kernel holdfast show names what is neither back nor "
+             "released: holdfast restore --only NAME, or holdfast release NAME")
+          .error();
   why.sys_errno = EBUSY;
   return report(error, why);
 }

@@ -11,6 +11,7 @@ namespace holdfast::agent::testing {
 namespace {
 
 using holdfast::testing::ForwardingPort;
+using ::testing::AllOf;
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -330,6 +331,11 @@ class RefusedWhole : public Lost {
     ASSERT_TRUE(writer->freeze(seal, {}));
     ASSERT_TRUE(writer->restore_refused("all of it"));
   }
+  void TearDown() override {
+    vm.reset();
+    Lost::TearDown();
+  }
+  std::unique_ptr<Program> vm;
 };
 
 TEST_F(RefusedWhole, IsReleasedOnlyOnceTheKernelHasLetGo) {
@@ -347,6 +353,16 @@ TEST_F(RefusedWhole, IsReleasedOnlyOnceTheKernelHasLetGo) {
   EXPECT_TRUE(log->finished);
   EXPECT_THAT(log->released, ElementsAre("vm0"));
   EXPECT_FALSE(known());
+}
+
+TEST_F(RefusedWhole, AClientIsToldForWhomItWaits) {
+  reopen({{0x60003000, true, {kBdf}}});
+  vm = program(kOther);
+  EXPECT_EQ(vm->start("vm9"), -EBUSY);
+  EXPECT_STREQ(vm->error.code, "HF-FROZEN");
+  EXPECT_THAT(vm->error.cause, HasSubstr("container vm0 is neither back nor released"));
+  EXPECT_THAT(vm->error.remedy,
+              AllOf(HasSubstr("holdfast restore --only vm0"), HasSubstr("holdfast release vm0")));
 }
 
 TEST_F(Held, WhatNobodyRecordedIsGivenUpByRootOrByDevice) {
