@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "restore/verify.h"
@@ -36,16 +37,22 @@ Member member_of(const arena::GenerationView& view, const ContainerRecord& recor
   return out;
 }
 
+/// A page of `other`'s tables that a device of `one` reaches.
+std::optional<uint64_t> reached(const Member& one, const Member& other) {
+  for (const uint64_t page : one.findings.reach.tables)
+    if (other.tables.contains(page)) return page;
+  return std::nullopt;
+}
+
 /// What keeps `other` from being taken up while `refused` is not; empty: nothing.
 std::string shared(const Member& refused, const Member& other) {
   for (const auto& group : refused.groups)
     if (other.groups.contains(group)) return fmt::format("both have {}", group);
   if (other.tables.empty()) return {};
   const Reach& reach = refused.findings.reach;
-  for (const uint64_t page : reach.tables)
-    if (other.tables.contains(page))
-      return fmt::format("a device of {} translates with its page-table page {:#x}",
-                         refused.findings.name, page);
+  if (const auto page = reached(refused, other))
+    return fmt::format("a device of {} translates with its page-table page {:#x}",
+                       refused.findings.name, *page);
   // Ids count for one IOMMU unit; which unit a device is behind is not asked: in doubt, both.
   for (const uint32_t id : reach.changed_ids)
     if (std::ranges::find(other.findings.reach.ids, id) != other.findings.reach.ids.end())
@@ -65,6 +72,20 @@ void refuse_entangled(const arena::GenerationView& view, const std::vector<std::
     if (const ContainerRecord* record = view.manifest().find(container.name);
         record != nullptr && std::ranges::find(settled, container.name) == settled.end())
       members.push_back(member_of(view, *record, container));
+  // Without evidence of its own nothing else is wrong with it.
+  for (Member& one : members)
+    for (const Member& other : members) {
+      if (&one == &other || !one.findings.problems.empty()) continue;
+      const auto page = reached(one, other);
+      if (!page) continue;
+      one.findings.problems.push_back(
+          refuse(Exit::kVerification, "HF-ENTANGLED",
+                 fmt::format("container {}", one.findings.name),
+                 fmt::format("a device of it translates with page-table page {:#x} of {}", *page,
+                             other.findings.name),
+                 fmt::format("holdfast release {}", one.findings.name))
+              .error());
+    }
   for (bool changed = true; changed;) {
     changed = false;
     for (const Member& refused : members) {

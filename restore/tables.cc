@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
+#include <set>
 
 #include "persist/pagetable/capture.h"
 #include "persist/pagetable/compare.h"
@@ -159,6 +161,24 @@ Result<void> compare_domain(const Tables& evidence, size_t domain, kernel::Table
   return error;
 }
 
+/// Tables that nothing was kept to hold against: only where they lead.
+Result<void> note_pages(const pagetable::Root& root, kernel::TableSource& source, Reach& reach) {
+  struct Noting : pagetable::Visitor {
+    explicit Noting(std::vector<uint64_t>& noted) : pages(noted) {}
+    Result<const std::byte*> table(const pagetable::TableVisit& visit) override {
+      pages.push_back(visit.physical);
+      return visit.bytes;
+    }
+    Result<void> leaves(std::span<const LeafRange>) override { return {}; }
+    std::vector<uint64_t>& pages;
+  } noting(reach.tables);
+  const pagetable::PageSource pages = [&](uint64_t physical) { return source.page(physical); };
+  auto walked = pagetable::walk(root, pages, {}, noting);
+  if (walked) return {};
+  reach.unknown = true;
+  return std::unexpected(std::move(walked).error());
+}
+
 std::unexpected<Error> moved(const Tables& evidence, const std::string& device,
                              const kernel::TableRoot& root) {
   std::string recorded;
@@ -174,9 +194,14 @@ std::unexpected<Error> moved(const Tables& evidence, const std::string& device,
 /// The device's own context entry against the one that was kept; those of other devices may change.
 Result<void> compare_context(const Tables& evidence, kernel::TableSource& source,
                              const std::string& device) {
-  if (!pagetable::keeps_contexts(evidence.pages)) return {};
-  HOLDFAST_TRY_ASSIGN(const auto entries, source.contexts());
-  const auto it = std::ranges::find(entries, device, &kernel::ContextEntry::bdf);
+  Reach& reach = evidence.findings.reach;
+  const bool keeps = pagetable::keeps_contexts(evidence.pages);
+  auto entries = source.contexts();
+  if (!entries) {
+    reach.unknown = true;
+    return std::unexpected(std::move(entries).error());
+  }
+  const auto it = std::ranges::find(*entries, device, &kernel::ContextEntry::bdf);
   const auto differs = [&](std::string_view what, const std::string& kept,
                            const std::string& live) {
     auto error = refuse(Exit::kVerification, "HF-CONTEXT-CHANGED",
@@ -186,9 +211,12 @@ Result<void> compare_context(const Tables& evidence, kernel::TableSource& source
     error.error().details = {"kept: " + kept, "live: " + live};
     return error;
   };
-  if (it == entries.end()) return differs("was kept; the kernel shows none", "an entry", "none");
+  if (it == entries->end()) {
+    if (!keeps) return {};
+    reach.unknown = true;
+    return differs("was kept; the kernel shows none", "an entry", "none");
+  }
   const pagetable::ContextSlot live{it->physical, it->lo, it->hi};
-  Reach& reach = evidence.findings.reach;
   const auto id = static_cast<uint32_t>(it->hi >> 8 & 0xffff);  // bits 87..72
   reach.ids.push_back(id);
   const auto where = [](const pagetable::ContextSlot& slot) {
@@ -199,59 +227,99 @@ Result<void> compare_context(const Tables& evidence, kernel::TableSource& source
       [&](uint64_t index) { return evidence.view.table_page(evidence.record.container.id, index); },
       live.physical);
   if (!kept || kept->hi != live.hi) reach.changed_ids.push_back(id);
+  if (!keeps) return {};
   if (!kept) return differs("is not where one was kept", "none at that address", where(live));
   if (*kept != live) return differs("is not the one that was kept", where(*kept), where(live));
   return {};
 }
 
-/// The live tables of every device of the container, each held against what was kept.
-Result<void> compare_live(Tables& evidence, kernel::Port& port) {
-  std::vector<bool> met(evidence.roots.size());
-  for (const auto& device : evidence.record.container.devices) {
-    auto source = port.inherited_tables(device);
-    if (!source) {
-      // What the kernel found unsound is no missing feature. What it cut off reaches nothing, and
-      // neither does what is gone.
-      if (source.error().code != "HF-TABLES-CUT" &&
-          std::ranges::find(evidence.findings.devices_now, device.bdf, &Device::bdf) !=
-              evidence.findings.devices_now.end())
-        evidence.findings.reach.unknown |= source.error().exit == Exit::kVerification;
-      if (source.error().exit == Exit::kVerification)
-        return pass(std::move(source).error(), container_object(evidence.record));
-      evidence.findings.no_live_tables = source.error().headline();
-      return {};
-    }
-    HOLDFAST_TRY_ASSIGN(const auto roots, (*source)->roots());
-    if (roots.empty()) {
-      evidence.findings.no_live_tables =
-          fmt::format("device {}: the kernel inherited no tables", device.bdf);
-      return {};
-    }
-    const auto is_kept = [&](const kernel::TableRoot& root) {
-      return
-          [&root](const pagetable::Root& kept) { return same(kept, {root.physical, root.levels}); };
-    };
-    for (const auto& root : roots)
-      if (std::ranges::none_of(evidence.roots, is_kept(root)))
-        evidence.findings.reach.tables.push_back(root.physical);
-    HOLDFAST_TRY(compare_context(evidence, **source, device.bdf));
-    for (const auto& root : roots) {
-      const auto it = std::ranges::find_if(evidence.roots, is_kept(root));
-      if (it == evidence.roots.end()) return moved(evidence, device.bdf, root);
-      const auto domain = static_cast<size_t>(it - evidence.roots.begin());
-      if (met[domain]) continue;  // another device of the same domain
-      met[domain] = true;
-      HOLDFAST_TRY(compare_domain(evidence, domain, **source, device.bdf));
-    }
+/// The live side of a container: first every device is looked at, so that it is known what they all
+/// reach, whatever differs; then it is judged.
+class Live {
+ public:
+  /// Without `compares` (what was kept is not sound, or there is nothing) it is only noted what the
+  /// devices reach.
+  Live(Tables& evidence, kernel::Port& port, bool compares)
+      : evidence_(evidence), port_(port), compares_(compares), met_(evidence.roots.size()) {
+    for (const auto& device : evidence.record.container.devices) look(device);
   }
-  const auto idle = std::ranges::find(met, false);
-  if (idle != met.end())
-    return refuse(Exit::kVerification, "HF-TABLES-CHANGED", container_object(evidence.record),
-                  fmt::format("no device translates with the tables at {} any more",
-                              root_text(evidence.roots[static_cast<size_t>(idle - met.begin())])));
-  evidence.findings.proof = Proof::kLive;
-  return {};
-}
+
+  /// The first thing that is wrong, in the order of the devices.
+  [[nodiscard]] const std::optional<Error>& first() const { return first_; }
+
+  Result<void> judge() {
+    if (first_) return std::unexpected(*std::move(first_));
+    if (!no_tables_.empty()) {
+      evidence_.findings.no_live_tables = std::move(no_tables_);
+      return {};
+    }
+    const auto idle = std::ranges::find(met_, false);
+    if (idle != met_.end())
+      return refuse(
+          Exit::kVerification, "HF-TABLES-CHANGED", container_object(evidence_.record),
+          fmt::format("no device translates with the tables at {} any more",
+                      root_text(evidence_.roots[static_cast<size_t>(idle - met_.begin())])));
+    evidence_.findings.proof = Proof::kLive;
+    return {};
+  }
+
+ private:
+  void look(const Device& device) {
+    auto source = port_.inherited_tables(device);
+    if (!source) return unreadable(device, std::move(source).error());
+    auto roots = (*source)->roots();
+    if (!roots) {
+      evidence_.findings.reach.unknown = true;
+      return wrong(std::move(roots).error());
+    }
+    if (roots->empty())
+      return none(fmt::format("device {}: the kernel inherited no tables", device.bdf));
+    if (auto entry = compare_context(evidence_, **source, device.bdf); !entry)
+      wrong(std::move(entry).error());
+    for (const auto& root : *roots) look(device, root, **source);
+  }
+
+  void look(const Device& device, const kernel::TableRoot& root, kernel::TableSource& source) {
+    const pagetable::Root live{root.physical, root.levels};
+    const auto it = std::ranges::find_if(
+        evidence_.roots, [&](const pagetable::Root& kept) { return same(kept, live); });
+    if (!compares_ || it == evidence_.roots.end()) {
+      if (compares_) wrong(moved(evidence_, device.bdf, root).error());
+      if (noted_.insert(live.physical).second) note_pages(live, source, evidence_.findings.reach);
+      return;
+    }
+    const auto domain = static_cast<size_t>(it - evidence_.roots.begin());
+    if (met_[domain]) return;  // another device of the same domain
+    met_[domain] = true;
+    if (auto compared = compare_domain(evidence_, domain, source, device.bdf); !compared)
+      wrong(std::move(compared).error());
+  }
+
+  /// What the kernel found unsound is no missing feature.
+  void unreadable(const Device& device, Error error) {
+    if (error.exit == Exit::kUnsupported) return none(error.headline());
+    // What the kernel cut off reaches nothing, and neither does what is gone.
+    const auto& there = evidence_.findings.devices_now;
+    if (error.code != "HF-TABLES-CUT" &&
+        std::ranges::find(there, device.bdf, &Device::bdf) != there.end())
+      evidence_.findings.reach.unknown = true;
+    wrong(std::move(error).in(container_object(evidence_.record)));
+  }
+  void wrong(Error error) {
+    if (!first_) first_ = std::move(error);
+  }
+  void none(std::string why) {
+    if (no_tables_.empty()) no_tables_ = std::move(why);
+  }
+
+  Tables& evidence_;
+  kernel::Port& port_;
+  bool compares_;
+  std::vector<bool> met_;     ///< kept domains that a device translates with
+  std::set<uint64_t> noted_;  ///< roots of no kept domain
+  std::optional<Error> first_;
+  std::string no_tables_;  ///< why a device has no live tables; empty: all have
+};
 
 }  // namespace
 
@@ -259,18 +327,26 @@ void compare_tables(const arena::GenerationView& view, const ContainerRecord& re
                     kernel::Port& port, const kernel::Capabilities& capabilities,
                     ContainerFindings& findings) {
   findings.proof = Proof::kNone;
+  const bool adopts = capabilities.live_update.answer == kernel::Answer::kYes;
+  Tables evidence{view, record, findings};
   if (record.container.evidence != Evidence::kTables) {
     findings.no_live_tables = "no page tables were kept at the freeze (evidence none)";
+    if (!adopts) return;
+    const Live live(evidence, port, false);
+    // It may have another container's.
+    if (findings.reach.unknown) findings.problems.push_back(live.first().value());
     return;
   }
   const auto differs = [&](Error error) {
     findings.proof = Proof::kDiffers;
     findings.problems.push_back(std::move(error));
   };
-  Tables evidence{view, record, findings};
-  if (auto kept = compare_kept(evidence); !kept) return differs(std::move(kept).error());
+  if (auto kept = compare_kept(evidence); !kept) {
+    if (adopts) const Live noted(evidence, port, false);
+    return differs(std::move(kept).error());
+  }
   findings.proof = Proof::kKept;
-  if (capabilities.live_update.answer != kernel::Answer::kYes) {
+  if (!adopts) {
     findings.no_live_tables =
         fmt::format("this kernel cannot adopt ({})", capabilities.live_update.how);
     return;
@@ -279,7 +355,7 @@ void compare_tables(const arena::GenerationView& view, const ContainerRecord& re
     findings.no_live_tables = "the container has no device";
     return;
   }
-  if (auto live = compare_live(evidence, port); !live) differs(std::move(live).error());
+  if (auto live = Live(evidence, port, true).judge(); !live) differs(std::move(live).error());
 }
 
 }  // namespace holdfast::restore

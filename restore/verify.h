@@ -30,10 +30,11 @@ enum class Proof : uint32_t {
 /// What a container's devices translate with now, where that is not what was kept of it: by this a
 /// container that is refused can concern another one.
 struct Reach {
-  std::vector<uint64_t> tables;       ///< table pages that are not its own, physical
+  /// Table pages, physical: those that are not its own; all, where what was kept is not sound.
+  std::vector<uint64_t> tables;
   std::vector<uint32_t> ids;          ///< domain ids in its devices' context entries
   std::vector<uint32_t> changed_ids;  ///< of those, the ones that are not the kept ones
-  bool unknown = false;               ///< what a device that is there translates with was not seen
+  bool unknown = false;  ///< what a device that is there translates with was not seen to the end
 };
 
 /// One container, compared.

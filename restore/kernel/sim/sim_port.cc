@@ -341,8 +341,12 @@ Result<std::unique_ptr<kernel::TableSource>> SimPort::inherited_tables(const Dev
   if (reply.values[2] == 0) return kernel::no_table_access("device " + device.bdf, EOPNOTSUPP);
   // The registers say it, as RTADDR and the tables behind it do for a real kernel's debugfs.
   const auto context = read_context(machine_, device.bdf);
-  if (!context)
-    return fail_errno(ENOENT, "device " + device.bdf, "find page tables that it translates with");
+  if (!context) {
+    auto none = refuse(Exit::kUnsupported, "HF-TABLES-UNREADABLE", "device " + device.bdf,
+                       "translates with no page tables");
+    none.error().sys_errno = ENOENT;
+    return none;
+  }
   return PoolSource::open(machine_, {{context->root, context->levels, context->domain_id}},
                           {device.bdf});
 }

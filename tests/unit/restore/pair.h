@@ -99,6 +99,8 @@ class Partly : public PairOf<World> {
   void expect_both_refused(std::string_view first, std::string_view second_code,
                            const Request& request = {}) {
     Shelf none;
+    const auto parked = parked_devices();
+    EXPECT_THAT(parked, ::testing::IsSupersetOf({std::string(kBdf), std::string(kSecondBdf)}));
     const auto report = restore(none, request);
     ASSERT_FALSE(report);
     const Error& error = report.error();
@@ -108,7 +110,7 @@ class Partly : public PairOf<World> {
                                  ::testing::HasSubstr(first), ::testing::HasSubstr(second_code),
                                  ::testing::HasSubstr("nothing was changed")));
     EXPECT_EQ(port->statistics(::getpid())->containers, 0u);
-    EXPECT_EQ(parked_devices().size(), 2u);
+    EXPECT_EQ(parked_devices(), parked);
     EXPECT_EQ(state(), ArenaState::kFrozen);
     expect_dma_untouched();
   }

@@ -128,7 +128,8 @@ class World : public sim::testing::Lab {
       Container vm1 = vm0;
       vm1.name = "vm1";
       vm1.devices = {*machine->describe_device(kSecondBdf)};
-      vm1.devices[0].consents_to_reinit = consents;
+      for (const char* bdf : also_paired) vm1.devices.push_back(*machine->describe_device(bdf));
+      for (auto& one : vm1.devices) one.consents_to_reinit = consents;
       vm1.evidence = paired_evidence ? Evidence::kTables : Evidence::kNone;
       const auto other = writer->add_container(vm1);
       ASSERT_TRUE(other) << other.error().message();
@@ -196,6 +197,9 @@ class World : public sim::testing::Lab {
         std::move(port->attach(container, *machine->describe_device(kSecondBdf)).value());
     second_device =
         std::move(port->open_device(second_group, *machine->describe_device(kSecondBdf)).value());
+    for (const char* bdf : also_paired)
+      further_groups.push_back(
+          std::move(port->attach(container, *machine->describe_device(bdf)).value()));
     map_all(mappings);
     second = std::move(container);
     container = std::move(first);
@@ -203,6 +207,7 @@ class World : public sim::testing::Lab {
   void cross(sim::Behaviour behaviour = sim::Behaviour::kPatched) {
     kexec();
     for (UniqueFd* gone : {&second, &second_group, &second_device}) gone->reset();
+    further_groups.clear();
     boot(behaviour);
   }
 
@@ -255,9 +260,12 @@ class World : public sim::testing::Lab {
   uint64_t generation = 0;
   static constexpr const char* kSecondBdf = "0000:00:05.0";
   bool two_domains = false;
+  static constexpr const char* kThirdBdf = "0000:02:00.0";
   UniqueFd second, second_group, second_device;
+  std::vector<UniqueFd> further_groups;
   std::vector<Mapping> mapped, recorded;
-  std::vector<Mapping> paired;  ///< of a second container, vm1; empty: there is none
+  std::vector<Mapping> paired;           ///< of a second container, vm1; empty: there is none
+  std::vector<const char*> also_paired;  ///< further devices of it
   bool paired_evidence = true;
   bool refuse_done = false;
 
