@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <linux/pci_regs.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -78,6 +79,9 @@ static int run(const char* bdf, uint8_t* memory, const char* other) {
   memset(heard, 0, sizeof *heard);
   printf("raw_bell: held, and rings\n");
   fflush(stdout);
+  // Between the silence and the end of its CPU there are milliseconds.
+  const struct sched_param first = {.sched_priority = 1};
+  if (sched_setscheduler(0, SCHED_FIFO, &first)) die("SCHED_FIFO");
   const struct mailbox* mailbox = (const struct mailbox*)(memory - BELL_MEMORY);
   uint32_t flags = vfio_capability(&vfio, PCI_CAP_ID_MSIX) + PCI_MSIX_FLAGS;
   int config = vfio_real_config(bdf);

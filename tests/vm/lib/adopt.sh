@@ -186,11 +186,23 @@ chain_adopt_hammered() {
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=hammer" "${NIC_DEVICE[@]}" "${more[@]}" && went_on
 }
 
-# A second device raises its interrupt hundreds of times a second, whatever kernel there is.
+# A second device raises its interrupt hundreds of times a second, whatever kernel there is. Shutting down
+# the NICs that come after it takes a while. A host so busy that nobody ran between the silence and the end
+# has shown nothing of it: once more, whatever else was seen.
 interrupts_chain() {
+  local more=() at try status
   BELL=12.0
-  raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=interrupts vm.bell=0000:00:12.0 $*" "${NIC_DEVICE[@]}" \
-    -device edu,addr=13.0 && went_on && saw rings -ge 2000
+  for at in 4 5 6 7; do more+=(-device "e1000e,addr=$at.0"); done
+  for try in 1 2 3; do
+    status=0
+    raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=interrupts vm.bell=0000:00:12.0 $*" "${NIC_DEVICE[@]}" \
+      -device edu,addr=13.0 "${more[@]}" && went_on && saw rings -ge 2000 || status=1
+    [ "$try" != 3 ] && grep -q 'raw_bell: nobody saw it silenced' "$CHAIN_LOG" || break
+    mv "$CHAIN_LOG" "$CHAIN_LOG.$try"
+    rm -f "$VM_DIR/$CHAIN.state"
+    disks "$CHAIN"
+  done
+  return $status
 }
 chain_adopt_interrupts() { interrupts_chain; }
 # Nothing between a stray message and a CPU.

@@ -47,7 +47,7 @@ machine() {
 run_chain() {
   CHAIN=$1
   CHAIN_LOG=$VM_DIR/$CHAIN.log
-  rm -f "$CHAIN_LOG" "$VM_DIR/$CHAIN.state" "$VM_DIR/$CHAIN.ok"
+  rm -f "$CHAIN_LOG"* "$VM_DIR/$CHAIN.state" "$VM_DIR/$CHAIN.ok"
   disks "$CHAIN"
   if "chain_${CHAIN//-/_}"; then touch "$VM_DIR/$CHAIN.ok"; fi
   rm -f "$VM_DIR/$CHAIN.state"
