@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <set>
 
+#include "persist/base/checked.h"
+
 namespace holdfast::restore {
 namespace {
 
@@ -229,6 +231,33 @@ void choose(const PlanInput& input, const ContainerRecord& record,
   if (plan.refusals.empty()) plan.strategy = Strategy::kRemap;
 }
 
+/// RLIMIT_MEMLOCK counts for the process as a whole, so over all containers that it will take up.
+void check_memlock(const PlanInput& input, Plan& plan) {
+  if (!input.memlock_limit) return;
+  const auto accounted = [&](const ContainerPlan& container) -> uint64_t {
+    if (container.strategy != Strategy::kAdopt && container.strategy != Strategy::kRemap) return 0;
+    return input.findings.find(container.name)->accounted_bytes;
+  };
+  uint64_t sum = 0;
+  for (const auto& container : plan.containers)
+    sum = checked_add(sum, accounted(container)).value_or(UINT64_MAX);
+  if (sum <= *input.memlock_limit) return;
+  for (auto& container : plan.containers) {
+    const uint64_t bytes = accounted(container);
+    if (bytes == 0) continue;
+    container.refusals.push_back(
+        refuse(Exit::kUnsupported, "HF-LIMIT-MEMLOCK", fmt::format("container {}", container.name),
+               fmt::format("needs {:#x} bytes of locked memory, all containers together {:#x}; "
+                           "RLIMIT_MEMLOCK is {:#x}",
+                           bytes, sum, *input.memlock_limit),
+               "LimitMEMLOCK=infinity in holdfastd.service, or CAP_IPC_LOCK")
+            .error());
+    container.strategy = Strategy::kRefuse;
+    container.steps.clear();
+    container.devices.clear();
+  }
+}
+
 }  // namespace
 
 Plan make_plan(const PlanInput& input) {
@@ -268,6 +297,7 @@ Plan make_plan(const PlanInput& input) {
     }
     plan.containers.push_back(std::move(container));
   }
+  check_memlock(input, plan);
   return plan;
 }
 

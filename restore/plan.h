@@ -104,7 +104,9 @@ struct PlanInput {
   const kernel::Capabilities& capabilities;
   const Findings& findings;  ///< of the containers to be restored
   Policy asked = Policy::kAdopt;
-  bool allow_weaker = false;           ///< a restore weaker than the sealed policy was asked for
+  bool allow_weaker = false;  ///< a restore weaker than the sealed policy was asked for
+  /// RLIMIT_MEMLOCK of the process that will map, bytes; nullopt: not limited (CAP_IPC_LOCK).
+  std::optional<uint64_t> memlock_limit{};
   std::vector<std::string> settled{};  ///< done in this boot and held, or taken by their owner
   std::vector<std::string> logged{};   ///< of those, what the restore log already calls done
 };

@@ -131,7 +131,6 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
 
   InspectOptions options;
   options.only = request.only;
-  options.memlock_limit = request.memlock_limit;
   options.skip = settled;
   lap();
   HOLDFAST_TRY_ASSIGN(out.findings, inspect(out.view, port, capabilities, options));
@@ -144,6 +143,7 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
                         .findings = out.findings,
                         .asked = asked,
                         .allow_weaker = request.allow_weaker,
+                        .memlock_limit = request.memlock_limit,
                         .settled = settled,
                         .logged = logged});
   for (const auto& name : settled)

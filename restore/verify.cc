@@ -122,28 +122,6 @@ void check_limits(const ContainerRecord& record, const kernel::Capabilities& cap
             .error());
 }
 
-/// RLIMIT_MEMLOCK counts for the process as a whole, so over all containers that it will hold; what
-/// is refused already it will not.
-void check_memlock(std::optional<uint64_t> limit, Findings& findings) {
-  if (!limit) return;
-  uint64_t sum = 0;
-  const auto counts = [](const ContainerFindings& container) {
-    return container.accounted_bytes != 0 && container.problems.empty();
-  };
-  for (const auto& container : findings.containers)
-    if (counts(container)) sum = checked_add(sum, container.accounted_bytes).value_or(UINT64_MAX);
-  if (sum <= *limit) return;
-  for (auto& container : findings.containers)
-    if (counts(container))
-      add(container,
-          refuse(Exit::kUnsupported, "HF-LIMIT-MEMLOCK", container_object(container.name),
-                 fmt::format("needs {:#x} bytes of locked memory, all containers together {:#x}; "
-                             "RLIMIT_MEMLOCK is {:#x}",
-                             container.accounted_bytes, sum, *limit),
-                 "LimitMEMLOCK=infinity in holdfastd.service, or CAP_IPC_LOCK")
-              .error());
-}
-
 }  // namespace
 
 std::string_view proof_name(Proof proof) {
@@ -294,7 +272,6 @@ Result<Findings> inspect(const arena::GenerationView& view, kernel::Port& port,
   if (!options.only.empty())
     std::erase_if(findings.containers,
                   [&](const ContainerFindings& item) { return item.name != options.only; });
-  check_memlock(options.memlock_limit, findings);
   return findings;
 }
 

@@ -65,8 +65,6 @@ struct InspectOptions {
   /// Containers that need no work: listed in the findings, not looked at (their devices are open).
   std::vector<std::string> skip;
   bool tables = true;  ///< walk and compare page tables where evidence was kept
-  /// RLIMIT_MEMLOCK of the process that will map, bytes; nullopt: not limited (CAP_IPC_LOCK).
-  std::optional<uint64_t> memlock_limit;
 };
 /// The running process's own: nullopt with CAP_IPC_LOCK or an unlimited RLIMIT_MEMLOCK.
 [[nodiscard]] std::optional<uint64_t> own_memlock_limit();

@@ -36,6 +36,7 @@ struct Story {
   Policy asked = Policy::kAdoptOrRemap;
   bool allow_weaker = false;
   std::vector<std::string> settled, logged;
+  std::optional<uint64_t> memlock_limit;
 
   Story() {
     manifest.number = 7;
@@ -88,6 +89,7 @@ struct Story {
                       .findings = findings,
                       .asked = asked,
                       .allow_weaker = allow_weaker,
+                      .memlock_limit = memlock_limit,
                       .settled = settled,
                       .logged = logged});
   }
@@ -369,6 +371,74 @@ TEST(Plan, RefusalsStandInTheText) {
   EXPECT_THAT(shown, HasSubstr("[HF-ADOPT-UNSUPPORTED]"));
   EXPECT_THAT(shown, HasSubstr("this plan will not be run"));
   EXPECT_THAT(shown, Not(HasSubstr("open-device")));
+}
+
+// -- locked memory: one limit for all that is taken up
+
+Story two_that_lock(uint64_t first, uint64_t second) {
+  Story story;
+  story.add_container("vm1");
+  story.findings.containers[0].accounted_bytes = first;
+  story.findings.containers[1].accounted_bytes = second;
+  return story;
+}
+
+TEST(Plan, LockedMemoryUpToTheLimitAndNoByteMore) {
+  Story story = two_that_lock(0x3000, 0x1000);
+  story.memlock_limit = 0x4000;
+  EXPECT_FALSE(story.plan().refusal());
+  EXPECT_FALSE(story.plan().partly());
+  story.memlock_limit = 0x3fff;
+  const Plan plan = story.plan();
+  ASSERT_TRUE(plan.refusal());
+  EXPECT_EQ(plan.refusal()->code, "HF-LIMIT-MEMLOCK");
+  EXPECT_EQ(plan.refusal()->exit, Exit::kUnsupported);
+  EXPECT_THAT(plan.refusal()->cause, AllOf(HasSubstr("0x3000"), HasSubstr("0x4000")));
+  for (const auto& container : plan.containers) {
+    EXPECT_EQ(container.strategy, Strategy::kRefuse) << container.name;
+    EXPECT_THAT(container.steps, IsEmpty());
+    EXPECT_THAT(container.refusals, SizeIs(1));
+  }
+}
+
+TEST(Plan, WithoutALimitAnyAmountIsLocked) {
+  Story story = two_that_lock(UINT64_MAX, UINT64_MAX);
+  EXPECT_FALSE(story.plan().refusal());
+  story.memlock_limit = UINT64_MAX - 1;
+  EXPECT_TRUE(story.plan().refusal()) << "the sum went round";
+}
+
+TEST(Plan, WhatIsNotAccountedIsTakenUpWhateverTheLimit) {
+  Story story = two_that_lock(0x3000, 0);
+  story.memlock_limit = 0;
+  const Plan plan = story.plan();
+  EXPECT_EQ(plan.containers[0].strategy, Strategy::kRefuse);
+  EXPECT_EQ(plan.containers[1].strategy, Strategy::kAdopt);
+}
+
+TEST(Plan, LockedMemoryIsCountedWithoutWhatThePolicyRefuses) {
+  Story story = two_that_lock(0x3000, 0x1000);
+  story.asked = Policy::kAdopt;
+  story.manifest.containers[1].container.evidence = Evidence::kNone;
+  story.findings.containers[1].proof = Proof::kNone;
+  story.memlock_limit = 0x3000;
+  const Plan plan = story.plan();
+  EXPECT_EQ(plan.containers[0].strategy, Strategy::kAdopt);
+  ASSERT_THAT(plan.containers[1].refusals, SizeIs(1));
+  EXPECT_EQ(plan.containers[1].refusals[0].code, "HF-ADOPT-NO-EVIDENCE");
+  ASSERT_TRUE(plan.partly());
+  EXPECT_THAT(plan.partly()->message(), Not(HasSubstr("HF-LIMIT-MEMLOCK")));
+}
+
+TEST(Plan, LockedMemoryIsCountedWithoutWhatHasNoConsent) {
+  Story story = two_that_lock(0x3000, 0x1000);
+  story.stock_kernel();
+  story.manifest.containers[1].container.devices[0].consents_to_reinit = false;
+  story.memlock_limit = 0x3000;
+  const Plan plan = story.plan();
+  EXPECT_EQ(plan.containers[0].strategy, Strategy::kRemap);
+  ASSERT_THAT(plan.containers[1].refusals, SizeIs(1));
+  EXPECT_EQ(plan.containers[1].refusals[0].code, "HF-REINIT-CONSENT");
 }
 
 }  // namespace
