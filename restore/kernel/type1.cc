@@ -138,7 +138,6 @@ Result<void> Type1Port::set_iommu(BorrowedFd container) {
     set.error().remedy =
         "the IOMMU has no interrupt remapping; where that is acceptable: "
         "vfio_iommu_type1.allow_unsafe_interrupts=1";
-  if (!set && preserved) explain_opt_in(set.error());
   if (set) preserved_.erase(container.get());
   return set;
 }
@@ -159,11 +158,11 @@ Result<UniqueFd> Type1Port::attach(BorrowedFd container, const Device& device) {
   if (!status) return pass(std::move(status).error(), doing);
   if ((*status & sys::kGroupViable) == 0) return std::unexpected(not_viable(device));
   if (auto put = sys::vfio_group_set_container(*group, container); !put) {
-    explain_group(put.error(), device);
+    explain_group(put.error(), container, device);
     return pass(std::move(put).error(), doing);
   }
   if (auto set = set_iommu(container); !set) {
-    explain_group(set.error(), device);
+    explain_group(set.error(), container, device);
     return pass(std::move(set).error(), doing);
   }
   return *std::move(group);

@@ -70,7 +70,9 @@ class Type1Port : public Port {
   void probe_preserve(Capabilities& out, bool asked);
   /// What only a look at the pool, or at what is held, can tell of an errno.
   void explain_memory(Error& error) const;
-  void explain_group(Error& error, const Device& device) const;
+  /// Whether its tables outlive the kernel, or are to with its first group.
+  [[nodiscard]] bool opts_in(BorrowedFd container) const;
+  void explain_group(Error& error, BorrowedFd container, const Device& device) const;
 
   Sysfs sysfs_;
   Preserve preserve_;

@@ -86,8 +86,13 @@ void Type1Port::explain_memory(Error& error) const {
                     pool->used, pool->size));
 }
 
-void Type1Port::explain_group(Error& error, const Device& device) const {
-  explain_opt_in(error);
+bool Type1Port::opts_in(BorrowedFd container) const {
+  return preserved_.contains(container.get()) ||
+         sys::vfio_preserve(container, sys::PreserveOp::kQuery).has_value();
+}
+
+void Type1Port::explain_group(Error& error, BorrowedFd container, const Device& device) const {
+  if (opts_in(container)) explain_opt_in(error);
   if (error.sys_errno != EBUSY || !preserve_.present()) return;
   const auto view = preserve_.domains();
   const PreservedDomain* domain = view ? view->domain_of(device.bdf) : nullptr;

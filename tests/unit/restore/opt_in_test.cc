@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 
 #include "restore/kernel/syscalls.h"
@@ -116,11 +118,46 @@ TEST_F(OnThePatchedKernel, ADeviceThatCannotBePreservedIsRefusedAtOptIn) {
   EXPECT_EQ(attached.error().code, "HF-OPT-IN-DEVICE");
   EXPECT_EQ(attached.error().exit, Exit::kUnsupported);
   EXPECT_THAT(attached.error().remedy, HasSubstr("SR-IOV"));
+  EXPECT_EQ(attached.error().cause,
+            "its tables cannot outlive the kernel (VFIO_SET_IOMMU: Operation not supported)")
+      << "said once";
   fake_vfio().set_iommu_errno = ENOMEM;
   EXPECT_EQ(port_.attach(*container, device_).error().code, "HF-POOL-FULL");
 }
 
+TEST_F(OnThePatchedKernel, APlainContainersErrnoIsNoRefusalToOptIn) {
+  fake_vfio().opted_in = false;
+  auto container = port_.open_container(false);
+  ASSERT_TRUE(container);
+  for (const int error : {EOPNOTSUPP, ENOMEM, EXDEV}) {
+    fake_vfio().set_iommu_errno = error;
+    const auto attached = port_.attach(*container, device_);
+    ASSERT_FALSE(attached);
+    EXPECT_EQ(attached.error().code, "") << attached.error().message();
+    EXPECT_EQ(attached.error().exit, Exit::kFailed);
+    EXPECT_EQ(attached.error().sys_errno, error);
+    EXPECT_EQ(attached.error().cause, std::string("VFIO_SET_IOMMU: ") + std::strerror(error));
+    EXPECT_THAT(attached.error().remedy, IsEmpty());
+  }
+}
+
+TEST_F(OnThePatchedKernel, AFurtherGroupThatCannotBePreservedIsRefusedAsTheFirst) {
+  auto container = port_.open_container(true);
+  ASSERT_TRUE(container);
+  ASSERT_TRUE(port_.attach(*container, device_));
+  fake_vfio().set_container_errno = EOPNOTSUPP;
+  const auto attached = port_.attach(*container, device_);
+  ASSERT_FALSE(attached);
+  EXPECT_EQ(attached.error().code, "HF-OPT-IN-DEVICE");
+  EXPECT_EQ(attached.error().cause,
+            "its tables cannot outlive the kernel (VFIO_GROUP_SET_CONTAINER: Operation not "
+            "supported)");
+  fake_vfio().set_container_errno = EXDEV;
+  EXPECT_EQ(port_.attach(*container, device_).error().code, "HF-GROUP-OTHER-DOMAIN");
+}
+
 TEST_F(OnThePatchedKernel, AHeldDeviceIsRefusedToAPlainContainerByName) {
+  fake_vfio().opted_in = false;
   auto container = port_.open_container(false);
   ASSERT_TRUE(container);
   fake_vfio().set_iommu_errno = EBUSY;
@@ -129,9 +166,6 @@ TEST_F(OnThePatchedKernel, AHeldDeviceIsRefusedToAPlainContainerByName) {
   EXPECT_EQ(attached.error().code, "HF-GROUP-HELD");
   EXPECT_EQ(attached.error().exit, Exit::kRefused);
   EXPECT_THAT(attached.error().cause, HasSubstr("0000:00:03.0"));
-  fake_vfio().set_iommu_errno = 0;
-  fake_vfio().set_container_errno = EXDEV;
-  EXPECT_EQ(port_.attach(*container, device_).error().code, "HF-GROUP-OTHER-DOMAIN");
 }
 
 TEST_F(OnThePatchedKernel, AnArmedHoldIsAHold) {
