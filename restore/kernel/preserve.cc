@@ -141,7 +141,8 @@ Result<PreservedView> Preserve::domains() const {
     }
     text = std::move(again);
   }
-  return fail(path, "goes on changing while it is read", "try again");
+  return refuse(Exit::kRefused, "HF-PRESERVE-CHANGING", path, "goes on changing while it is read",
+                "try again");
 }
 
 Result<std::unique_ptr<TableSource>> Preserve::tables(const std::vector<std::string>& bdfs) const {

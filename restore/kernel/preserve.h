@@ -84,8 +84,8 @@ class Preserve {
   /// The pool. Without the folder errno ENOENT; another `abi` than 1 is HF-PRESERVE-ABI (exit 4);
   /// bounds that no pool can have are HF-PRESERVE-LINES (exit 3).
   [[nodiscard]] Result<PoolFacts> pool() const;
-  /// Read until two readings agree, since the kernel hands the file out in pieces. Ranges beyond
-  /// the pool are HF-PRESERVE-LINES (exit 3).
+  /// Read until two readings agree, since the kernel hands the file out in pieces; where they do
+  /// not: HF-PRESERVE-CHANGING (exit 5). Ranges beyond the pool are HF-PRESERVE-LINES (exit 3).
   [[nodiscard]] Result<PreservedView> domains() const;
 
   /// The live tables of these devices: one root for each domain, one context entry for each device.

@@ -285,6 +285,9 @@ TEST_F(Pool, LinesThatAreAnotherTextEachTimeAreNotRead) {
   const auto view = preserve_.domains();
   ASSERT_FALSE(view);
   EXPECT_THAT(view.error().message(), HasSubstr("goes on changing"));
+  EXPECT_EQ(view.error().code, "HF-PRESERVE-CHANGING");
+  EXPECT_EQ(view.error().exit, Exit::kRefused);
+  EXPECT_EQ(code_of_tables(), "HF-PRESERVE-CHANGING") << "they are not said to be missing";
 }
 
 TEST_F(Pool, ADeviceThatWasCutOffAndHasADomainAgainIsFoundInIt) {
