@@ -1,7 +1,6 @@
 // A container with two devices: what the second one reaches is seen whatever is wrong with the
 // first, with its evidence, or with neither.
 
-#include "persist/base/io.h"
 #include "tests/support/forwarding_port.h"
 #include "tests/unit/restore/pair.h"
 
@@ -39,7 +38,7 @@ class Reaching : public Partly {
   void change_context_of_second() {
     write(kSecondBdf, [](auto& entry) { entry.domain_id = 0x4321; });
   }
-  /// One byte of a page that was kept of vm1, on the medium.
+  /// A permission in a page that was kept of vm1.
   void damage_kept_page() {
     auto reader = arena::Reader::open(arena_path);
     ASSERT_TRUE(reader);
@@ -50,16 +49,9 @@ class Reaching : public Partly {
     size_t leaf = 0;
     while (pages[leaf].level != 1) ++leaf;
     const auto bytes = view->table_page(vm1.container.id, leaf);
-    const UniqueFd file = std::move(*open_fd(arena_path, O_RDWR));
-    struct stat status = {};
-    ASSERT_EQ(::fstat(file.get(), &status), 0);
-    std::vector<std::byte> all(static_cast<size_t>(status.st_size));
-    ASSERT_TRUE(pread_all(file, all, 0));
-    const auto found = std::search(all.begin(), all.end(), bytes.begin(), bytes.end());
-    ASSERT_NE(found, all.end());
-    const std::byte flipped = *found ^ std::byte{2};  // a permission
-    ASSERT_TRUE(
-        pwrite_all(file, std::span(&flipped, 1), static_cast<uint64_t>(found - all.begin())));
+    std::vector<std::byte> changed(bytes.begin(), bytes.end());
+    changed[0] ^= std::byte{2};
+    forge(std::vector<std::byte>(bytes.begin(), bytes.end()), changed);
   }
   /// Why vm0 is refused; empty: it is not.
   std::string why_first(const Request& request = {}) {
@@ -195,6 +187,25 @@ TEST_F(NotShown, AFailureToLookIsNoKernelWithoutTables) {
   EXPECT_EQ(vm1.problems[0].sys_errno, EIO);
   ASSERT_EQ(vm0.problems.size(), 1u);
   EXPECT_THAT(vm0.problems[0].message(), HasSubstr("not known what a device of vm1"));
+}
+
+TEST_F(NotShown, WhatGoesOnChangingIsRefusedAndNotMappedAnew) {
+  begin(Policy::kAdoptOrRemap);
+  const Error changing =
+      refuse(Exit::kRefused, "HF-PRESERVE-CHANGING", "domains", "goes on changing").error();
+  Blind blind(*port, kThirdBdf, changing);
+  auto reader = arena::Reader::open(arena_path);
+  ASSERT_TRUE(reader);
+  const auto prepared = prepare(*reader, blind, facts(), {});
+  ASSERT_TRUE(prepared) << prepared.error().message();
+  const auto& [vm0, vm1] =
+      std::tie(prepared->plan.containers.at(0), prepared->plan.containers.at(1));
+  EXPECT_EQ(vm1.strategy, Strategy::kRefuse);
+  ASSERT_EQ(vm1.refusals.size(), 1u);
+  EXPECT_EQ(vm1.refusals[0].code, "HF-PRESERVE-CHANGING");
+  EXPECT_EQ(vm1.refusals[0].exit, Exit::kRefused);
+  EXPECT_EQ(vm0.strategy, Strategy::kRefuse);
+  EXPECT_EQ(vm0.refusals.at(0).code, "HF-ENTANGLED");
 }
 
 TEST_F(NotShown, BehindADeviceThatDiffersItCountsAllTheSame) {

@@ -2,7 +2,13 @@
 // sides, and leaves the running device alone.
 
 #include <fcntl.h>
+#include <linux/capability.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include "persist/arena/reader_impl.h"
 #include "persist/base/io.h"
 #include "restore/plan.h"
 #include "tests/unit/restore/world.h"
@@ -200,6 +206,80 @@ TEST_F(Verify, AColdBootTouchesNothing) {
   EXPECT_EQ(prepared.error().exit, Exit::kRefused);
   EXPECT_EQ(state(), ArenaState::kFrozen);
   expect_dma_untouched();
+}
+
+TEST_F(Verify, MemoryWhosePhysicalAddressIsNotRecordedIsNotProvenByTables) {
+  as_recorded = [](Region& region) {
+    if (region.name == "dax1") region.physical_base = 0;
+  };
+  record(Policy::kAdopt);
+  cross();
+  ASSERT_TRUE(machine->edit_region("dax1", [](auto& region) { region.physical_base = 0; }));
+  expect_refused("HF-TABLES-KEPT");
+  EXPECT_THAT(refusal().message(), HasSubstr("0x3000 mapped bytes"));
+}
+
+TEST_F(Verify, AKeptPageThatNoTablePointsTo) {
+  const auto& registers = machine->registers();
+  stray.emplace();
+  stray->physical = registers.pool_base + registers.pool_size - pagetable::kTableBytes;
+  stray->level = 1;
+  stray->iova = 0x40000000;
+  record(Policy::kAdopt);
+  cross();
+  expect_refused("HF-TABLES-KEPT");
+  EXPECT_THAT(refusal().message(), HasSubstr("page-table pages were kept"));
+}
+
+TEST(ScanMappings, OneThatGoesRoundTheEndOfTheIovaSpaceIsNone) {
+  const std::vector<Mapping> table = {{0, 0x1000, 0, 1, 3}, {~0ull << 12, 0x2000, 0, 1, 3}};
+  auto held = std::make_shared<arena::MappingTable::Impl>();
+  held->set = arena::MappingSet(table);
+  Manifest manifest;
+  Region region;
+  region.id = 1;
+  region.length = 0x2000;
+  manifest.regions = {region};
+  ContainerRecord record;
+  record.container.aperture = {{0, (1ull << 39) - 1}};
+  record.mapping_count = table.size();
+  ContainerFindings found;
+  found.name = "vm0";
+  found.mappings = arena::MappingTable(held, table.size());
+  scan_mappings(manifest, record, found);
+  ASSERT_EQ(found.problems.size(), 1u);
+  EXPECT_EQ(found.problems[0].code, "HF-RECORD-MAPPING");
+  EXPECT_THAT(found.problems[0].message(), HasSubstr("mapping 2 of 2 at iova 0xfffffffffffff000"));
+}
+
+/// What own_memlock_limit() says in a process with this soft limit: with CAP_IPC_LOCK, if this one
+/// may have it, or without. Whether that is right.
+bool own_limit_is_right(rlim_t soft, bool may_lock_any) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    rlimit limit = {};
+    ::getrlimit(RLIMIT_MEMLOCK, &limit);
+    limit.rlim_cur = soft;
+    __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
+    bool set =
+        ::setrlimit(RLIMIT_MEMLOCK, &limit) == 0 && ::syscall(SYS_capget, &header, data) == 0;
+    auto& words = data[CAP_TO_INDEX(CAP_IPC_LOCK)];
+    const auto lock = static_cast<uint32_t>(CAP_TO_MASK(CAP_IPC_LOCK));
+    words.effective &= ~lock;
+    if (may_lock_any) words.effective |= words.permitted & lock;
+    set = set && ::syscall(SYS_capset, &header, data) == 0;
+    std::optional<uint64_t> expected;
+    if ((words.effective & lock) == 0) expected = soft;
+    ::_exit(set && own_memlock_limit() == expected ? 0 : 1);
+  }
+  int status = 0;
+  return ::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+TEST(OwnMemlockLimit, IsTheSoftLimitWithoutCapIpcLockAndNoneWithIt) {
+  EXPECT_TRUE(own_limit_is_right(0x12000, false));
+  EXPECT_TRUE(own_limit_is_right(0x12000, true));
 }
 
 }  // namespace

@@ -4,11 +4,18 @@
 // and frozen in a real arena, the kernel goes, another comes. The device never stops to wait for
 // us.
 
+#include <fcntl.h>
+
+#include <algorithm>
+#include <array>
 #include <functional>
 #include <list>
 #include <map>
+#include <optional>
+#include <span>
 
 #include "persist/arena/writer.h"
+#include "persist/base/io.h"
 #include "persist/pagetable/capture.h"
 #include "persist/pagetable/context.h"
 #include "restore/execute.h"
@@ -105,6 +112,7 @@ class World : public sim::testing::Lab {
       auto region = machine->describe_region(machine->region_path(name));
       ASSERT_TRUE(region) << region.error().message();
       region->name = name;
+      if (as_recorded) as_recorded(*region);
       ASSERT_TRUE(writer->add_region(*region));
     }
     Container vm0;
@@ -182,6 +190,11 @@ class World : public sim::testing::Lab {
     const auto& contexts = contexts_.emplace_back(pagetable::ContextPages::of(slots).value());
     for (size_t i = 0; i < contexts.pages().size(); ++i)
       pages[contexts.pages()[i].physical] = {contexts.pages()[i], contexts.bytes(i)};
+    static constexpr std::array<std::byte, 4096> kEmpty = {};
+    if (stray) {
+      stray->checksum = pagetable::masked_checksum(kEmpty.data());
+      pages[stray->physical] = {*stray, kEmpty.data()};
+    }
     for (const auto& [physical, page] : pages) {
       all.pages.push_back(page.first);
       all.bytes.push_back(page.second);
@@ -239,6 +252,23 @@ class World : public sim::testing::Lab {
     how.before_call = std::move(before_call);
     return execute(prepared.plan, through == nullptr ? *port : *through, custody, log, how);
   }
+  /// Changes bytes of the generation on the medium: where `from` stands, `to` stands then.
+  void forge(std::span<const std::byte> from, std::span<const std::byte> to) {
+    const auto reader = arena::Reader::open(arena_path);
+    ASSERT_TRUE(reader);
+    const auto file = open_fd(arena_path, O_RDWR);
+    ASSERT_TRUE(file);
+    for (const auto& object : reader->generation(generation)->objects()) {
+      std::vector<std::byte> bytes(object.length);
+      ASSERT_TRUE(pread_all(*file, bytes, object.offset));
+      const auto found = std::search(bytes.begin(), bytes.end(), from.begin(), from.end());
+      if (found == bytes.end()) continue;
+      const auto at = object.offset + static_cast<uint64_t>(found - bytes.begin());
+      ASSERT_TRUE(pwrite_all(*file, to, at));
+      return;
+    }
+    FAIL() << "nothing of the generation has these bytes";
+  }
   /// The error that a restore ends with before anything is touched.
   Error refusal(const Request& request = {}) {
     auto prepared = prepare_now(request);
@@ -267,6 +297,8 @@ class World : public sim::testing::Lab {
   std::vector<Mapping> paired;           ///< of a second container, vm1; empty: there is none
   std::vector<const char*> also_paired;  ///< further devices of it
   bool paired_evidence = true;
+  std::function<void(Region&)> as_recorded;  ///< changes what is recorded of memory
+  std::optional<TablePage> stray{};          ///< an empty page that is kept with the others
   bool refuse_done = false;
 
  private:
