@@ -80,7 +80,8 @@ Result<Json> arena_document(const arena::Reader& reader, uint64_t generation) {
   if (const auto log = reader.restore_log(); log && log->started)
     out["restore"] = Json{{"boot", log->boot.text()},  {"generation", log->generation},
                           {"finished", log->finished}, {"done", log->done},
-                          {"released", log->released}, {"failed", log->failed}};
+                          {"taken", log->taken},       {"released", log->released},
+                          {"failed", log->failed}};
   return out;
 }
 

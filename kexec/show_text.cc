@@ -108,6 +108,7 @@ std::string restore_text(const arena::Reader::RestoreLog& log) {
                                 log.boot.text(), log.finished ? "finished" : "not finished");
   Rows rows;
   if (!log.done.empty()) rows.push_back({"done", joined(log.done, ", ")});
+  if (!log.taken.empty()) rows.push_back({"taken", joined(log.taken, ", ")});
   if (!log.failed.empty()) rows.push_back({"failed", joined(log.failed, ", ")});
   if (!log.released.empty()) rows.push_back({"released", joined(log.released, ", ")});
   return out + table(rows);

@@ -108,7 +108,8 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
                   "was released: nobody waits for it", "holdfast restore goes on with the others");
   HOLDFAST_TRY_ASSIGN(const auto capabilities, port.probe());
 
-  // Released ones are not restored again; done ones only where nobody holds them any more.
+  // Released ones are not restored again; done ones only where nobody holds them any more and no
+  // owner has taken them: what it took it may have ended.
   std::vector<std::string> settled = released;
   for (const auto& name : request.held) settled.push_back(name);
   std::vector<std::string> logged = out.log.done;
@@ -122,10 +123,16 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
     // They run on what they were adopted with; nothing else may be done to them.
     asked = Policy::kAdopt;
   } else {
+    HOLDFAST_TRY_ASSIGN(const auto parked, port.parked());
     for (const auto& record : manifest.containers) {
-      if (!contains(out.log.done, record.container.name)) continue;
-      HOLDFAST_TRY_ASSIGN(const bool taken, is_taken(port, record.container));
-      if (taken) settled.push_back(record.container.name);
+      const std::string& name = record.container.name;
+      if (!contains(out.log.done, name)) continue;
+      // Parked says that the hold never ended: whoever was to take it had not quite done so.
+      bool gone = contains(out.log.taken, name) && !all_parked(record.container, parked);
+      if (!gone) {
+        HOLDFAST_TRY_ASSIGN(gone, is_taken(port, record.container));
+      }
+      if (gone) settled.push_back(name);
     }
   }
 

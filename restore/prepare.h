@@ -24,7 +24,7 @@ struct Request {
   bool checksums = true;
   std::optional<uint64_t> memlock_limit;  ///< of the process that will map
   /// What this boot's agent still holds, or has handed to its owner. A container that the log calls
-  /// done but that is neither is restored again.
+  /// done but that is neither, and that the log does not call taken, is restored again.
   std::vector<std::string> held;
 };
 

@@ -353,6 +353,12 @@ Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {
 }
 
 Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
+  // Logged before the hold ends: from then on the owner may end it as it likes, and a restore that
+  // goes on under another agent must not take that for a loss.
+  const bool unfinished =
+      writer.state() == ArenaState::kRestoring || writer.state() == ArenaState::kRefused;
+  if (unfinished && custody.why(entry.name) == Custody::Why::kRestored)
+    HOLDFAST_TRY(writer.restore_taken(entry.name));
   // Adopting did not end the kernel's hold; from here on the new owner may map and unmap. Where the
   // kernel refuses, the hand-over is not confirmed: the taker still has everything and may try
   // again.

@@ -53,6 +53,7 @@ struct RestoreRecord {
   Uuid boot;
   uint64_t generation = 0;
   bool started = false, finished = false;
+  /// A name that stands in `done` twice has been taken by its owner as well (docs/format.md).
   std::vector<std::string> done, released, failed;
   bool operator==(const RestoreRecord&) const = default;
 };

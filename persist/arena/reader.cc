@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <set>
+#include <string_view>
 #include <thread>
 
 #include "persist/arena/reader_impl.h"
@@ -138,8 +140,21 @@ Result<std::vector<Event>> Reader::events() const {
 
 Result<Reader::RestoreLog> Reader::restore_log() const {
   const RestoreRecord& log = impl_->root.restore;
-  return RestoreLog{log.boot,   log.generation, log.done,    log.released,
-                    log.failed, log.started,    log.finished};
+  RestoreLog out;
+  out.boot = log.boot;
+  out.generation = log.generation;
+  out.released = log.released;
+  out.failed = log.failed;
+  out.started = log.started;
+  out.finished = log.finished;
+  std::set<std::string_view> done, taken;
+  for (const std::string& name : log.done) {
+    if (done.insert(name).second)
+      out.done.push_back(name);
+    else if (taken.insert(name).second)
+      out.taken.push_back(name);
+  }
+  return out;
 }
 
 Result<void> Reader::verify(uint64_t generation) const {

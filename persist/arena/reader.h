@@ -143,11 +143,12 @@ class Reader {
   [[nodiscard]] Result<GenerationView> generation(uint64_t number) const;
   [[nodiscard]] Result<GenerationView> current() const;
   [[nodiscard]] Result<std::vector<Event>> events() const;
-  /// Containers that the restore log calls started / done / released, and under which boot id.
+  /// Containers that the restore log calls done / released / failed, and under which boot id.
   struct RestoreLog {
     Uuid boot;
     uint64_t generation = 0;
     std::vector<std::string> done, released, failed;
+    std::vector<std::string> taken;  ///< of `done`: their owners have confirmed
     bool started = false, finished = false;
   };
   [[nodiscard]] Result<RestoreLog> restore_log() const;

@@ -153,7 +153,13 @@ class Writer {
   Result<void> restore_failed(const std::string& container);
   /// Also of a generation that is refused: where its restore had begun that goes on, with the rest.
   Result<void> restore_released(const std::string& container);
-  Result<void> restore_finished();  ///< state restored
+  /// Its owner has it: it is done, and no restore takes it up again. Also of a generation that was
+  /// refused after its restore had begun. Nothing where it is logged already.
+  Result<void> restore_taken(const std::string& container);
+  /// Whether the log of the restore that is not finished says so.
+  [[nodiscard]] bool is_taken(std::string_view container) const;
+  [[nodiscard]] bool has_taken() const;  ///< of any container
+  Result<void> restore_finished();       ///< state restored
   Result<void> restore_refused(const std::string& why);
 
   Result<void> add_event(const Event& event);  ///< durable; the oldest make room

@@ -170,6 +170,35 @@ Result<void> Writer::restore_released(const std::string& container) {
   return log_restore(container, RestoreStep::kReleased);
 }
 
+Result<void> Writer::restore_taken(const std::string& container) {
+  Impl& w = *impl_;
+  const ArenaState state = w.root.state;
+  const bool under_way = state == ArenaState::kRestoring || state == ArenaState::kRefused;
+  if (!under_way || !w.root.restore.started) return wrong_state(w.object(), state, "taken up");
+  HOLDFAST_TRY(validate_name("container", container));
+  if (is_taken(container)) return {};
+  Root next = w.root;
+  RestoreRecord& log = next.restore;
+  for (auto* list : {&log.done, &log.failed, &log.released}) std::erase(*list, container);
+  if (log.done.size() + 2 > kMaxContainers)
+    return refuse(Exit::kRefused, "HF-LIMIT", "container " + container,
+                  "is one more than the restore log keeps");
+  log.done.insert(log.done.end(), 2, container);
+  return w.commit_root(std::move(next));
+}
+
+bool Writer::is_taken(std::string_view container) const {
+  const Root& root = impl_->root;
+  const bool under_way = root.state == ArenaState::kRestoring || root.state == ArenaState::kRefused;
+  return under_way && root.restore.generation == root.frozen &&
+         std::ranges::count(root.restore.done, container) > 1;
+}
+
+bool Writer::has_taken() const {
+  return std::ranges::any_of(impl_->root.restore.done,
+                             [this](const std::string& name) { return is_taken(name); });
+}
+
 Result<void> Writer::restore_finished() {
   Impl& w = *impl_;
   // Refused before it began, and everything of it given up since.

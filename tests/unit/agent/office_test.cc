@@ -320,6 +320,7 @@ TEST_F(Office, TheLastReleaseOfARestoreRecordsWhoTookTheOthers) {
   hf_taken* taken = nullptr;
   ASSERT_EQ(hf_take(taker, "vm0", 0, &taken, &error), 0) << error.cause;
   EXPECT_EQ(state(), "restoring");
+  EXPECT_THAT(arena::Reader::open(arena())->restore_log()->taken, ::testing::ElementsAre("vm0"));
   const auto released = ask("release", Json{{"name", "vm1"}});
   ASSERT_TRUE(released) << released.error().message();
   // At once, not at some later tick: vm0 is its new owner's, vm1 is gone.
