@@ -26,7 +26,7 @@ run_machine() {
     "$here/lib/machine_state" "$monitor" $((limit - 5)) 2>&1 &
     watch=$!
     timeout --kill-after=5 "$limit" qemu-system-x86_64 \
-      -accel tcg,thread=multi -M q35 -cpu max -smp "${VM_CPUS:-2}" -m "$MACHINE_RAM" \
+      -accel tcg,thread=multi -M q35 -cpu "${HOLDFAST_VM_CPU:-max}" -smp "${VM_CPUS:-2}" -m "$MACHINE_RAM" \
       -nodefaults -display none -serial stdio \
       -monitor "unix:$monitor,server=on,wait=off" \
       -device isa-debug-exit,iobase=0xf4,iosize=0x04 \
