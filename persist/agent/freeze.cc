@@ -101,7 +101,7 @@ Result<void> Server::Impl::FreezeRun::complete() const {
 Result<void> Server::Impl::FreezeRun::choose() {
   std::vector<FreezeCandidate> candidates;
   for (auto& item : items) {
-    find_tables(item);
+    HOLDFAST_TRY(find_tables(item));
     candidates.push_back({item.entry->name, item.entry->kind, item.fd.valid(), item.problem});
   }
   report.policy = asked.policy;

@@ -93,7 +93,7 @@ struct Server::Impl::FreezeRun {
 
   // -- freeze_tables.cc
   /// Finds a container's tables, or `problem`.
-  void find_tables(Item& item);
+  Result<void> find_tables(Item& item);
   Result<void> capture();
   Result<void> stage();
   /// After the barrier: reads every table page again and compares every leaf with the record.

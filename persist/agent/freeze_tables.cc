@@ -29,26 +29,35 @@ std::vector<Device> devices_of(const Manifest& manifest, std::string_view contai
   return record == nullptr ? std::vector<Device>() : record->container.devices;
 }
 
-void Server::Impl::FreezeRun::find_tables(Item& item) {
+Result<void> Server::Impl::FreezeRun::find_tables(Item& item) {
   if (!item.fd.valid()) {
     item.problem = "its descriptors are not in custody";
-  } else if (agent.capabilities.read_tables.answer == kernel::Answer::kNo) {
+    return {};
+  }
+  if (agent.capabilities.read_tables.answer == kernel::Answer::kNo) {
     item.problem = "its tables cannot be read";
-  } else if (auto source =
-                 agent.port.tables_of(item.fd, devices_of(agent.writer.live(), item.entry->name));
-             !source) {
+    return {};
+  }
+  auto source = agent.port.tables_of(item.fd, devices_of(agent.writer.live(), item.entry->name));
+  if (!source) {
+    // Only a kernel that has none to show is a reason to seal without: what could not be looked at
+    // may be there.
+    if (source.error().exit != Exit::kUnsupported)
+      return pass(std::move(source).error(), "read the tables of container " + item.entry->name);
     item.problem = source.error().headline();
-  } else if (auto roots = (*source)->roots(); !roots) {
-    item.problem = roots.error().headline();
-  } else if (roots->size() > pagetable::KeptTables::kMaxDomains) {
-    item.problem = fmt::format("{} domains; at most {} can be kept as evidence", roots->size(),
+    return {};
+  }
+  HOLDFAST_TRY_ASSIGN(const auto roots, (*source)->roots());
+  if (roots.size() > pagetable::KeptTables::kMaxDomains) {
+    item.problem = fmt::format("{} domains; at most {} can be kept as evidence", roots.size(),
                                pagetable::KeptTables::kMaxDomains);
-  } else if (!roots->empty()) {
+  } else if (!roots.empty()) {
     item.tables = std::move(*source);
-    for (const auto& root : *roots) item.domains.push_back({root, {}});
+    for (const auto& root : roots) item.domains.push_back({root, {}});
   } else if (agent.writer.mapping_count(item.entry->id) != 0) {
     item.problem = "no table is live although mappings are recorded";
   }
+  return {};
 }
 
 Result<void> Server::Impl::FreezeRun::capture() {

@@ -43,7 +43,11 @@ Result<Json> Server::Impl::recheck() {
     const Holding* holding = custody.find(entry.name);
     if (holding == nullptr || !holding->container.valid()) continue;
     auto source = port.tables_of(holding->container, devices_of(manifest, entry.name));
-    if (!source) continue;  // evidence is "none": there was nothing to compare at the freeze either
+    if (!source) {
+      // Evidence is "none": there was nothing to compare at the freeze either.
+      if (source.error().exit == Exit::kUnsupported) continue;
+      return pass(std::move(source).error(), "read the tables of container " + entry.name);
+    }
     HOLDFAST_TRY_ASSIGN(const auto roots, (*source)->roots());
     for (const auto& root : roots) {
       pagetable::Comparer comparer(places, writer.runs(id));

@@ -28,6 +28,11 @@ class Keeper : public ForwardingPort {
                     "its tables hold entries that nobody registered");
     return ForwardingPort::hold(container, held);
   }
+  Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override {
+    if (changing)
+      return refuse(Exit::kRefused, "HF-PRESERVE-CHANGING", "domains", "goes on changing");
+    return ForwardingPort::tables(container);
+  }
   Result<std::vector<Parked>> parked() override { return domains; }
   Result<void> give_up(const Parked& domain) override {
     if (busy) return refuse(Exit::kRefused, "HF-PARKED-BUSY", "domain", "a container has it");
@@ -38,7 +43,8 @@ class Keeper : public ForwardingPort {
 
   uint32_t reason = 0;
   bool refuse_to_end = false;
-  bool busy = false;  ///< somebody has opened the group of what is parked
+  bool changing = false;  ///< what the kernel says of tables does not come to rest
+  bool busy = false;      ///< somebody has opened the group of what is parked
   std::vector<bool> holds;
   std::vector<Parked> domains;
   std::vector<uint64_t> given_up;
@@ -96,6 +102,33 @@ TEST_F(Held, AnOwnerThatCannotStopKeepsTheFreezeFromGoingDownThatWay) {
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, "HF-FREEZE-QUIESCE");
   EXPECT_NE(state(), "frozen");
+}
+
+TEST_F(Held, TablesThatCouldNotBeLookedAtAreNotSealedAsNone) {
+  auto vm = program();
+  ASSERT_EQ(vm->start("vm0", 0, 1), 0) << vm->error.cause;
+  ASSERT_EQ(vm->map(0x1000), 0);
+  keeper->changing = true;
+  const auto refused = vm->while_listening([&] { return freeze("adopt-or-remap", 5000); });
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, "HF-PRESERVE-CHANGING");
+  EXPECT_THAT(refused.error().message(), HasSubstr("vm0"));
+  EXPECT_NE(state(), "frozen");
+  EXPECT_EQ(vm->map(0x5000), 0) << vm->error.cause;
+  keeper->changing = false;
+  EXPECT_TRUE(freeze("adopt"));
+}
+
+TEST_F(Held, NorIsTheLookBeforeTheKexecContentWithThat) {
+  auto vm = program();
+  ASSERT_EQ(vm->start("vm0"), 0) << vm->error.cause;
+  ASSERT_EQ(vm->map(0x1000), 0);
+  ASSERT_TRUE(freeze("adopt"));
+  ASSERT_TRUE(ask("recheck"));
+  keeper->changing = true;
+  const auto refused = ask("recheck");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, "HF-PRESERVE-CHANGING");
 }
 
 TEST_F(Held, ThawEndsTheHold) {
