@@ -179,8 +179,9 @@ chain_adopt_no_intremap() {
 
 # Its process tries to end the hold, and to have interrupts in three ways, after devices have been shut
 # down. Eight more give it time for that: four are shut down between the disk that it watches and its own,
-# four after its own has been silenced.
+# four after its own has been silenced. It goes on while another CPU takes the kernel down.
 chain_adopt_hammered() {
+  VM_THREADS=multi
   local more=() at
   for at in 4 5 6 7 13 14 15 16; do more+=(-device "e1000e,addr=$at.0"); done
   raw_chain 150 "$REGION_MEMMAP $ROOT_BUS vm.how=hammer" "${NIC_DEVICE[@]}" "${more[@]}" && went_on

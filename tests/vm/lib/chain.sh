@@ -47,6 +47,11 @@ machine() {
 run_chain() {
   CHAIN=$1
   CHAIN_LOG=$VM_DIR/$CHAIN.log
+  # What a failed run said is still wanted when the next one passes.
+  if [ -e "$CHAIN_LOG" ] && [ ! -e "$VM_DIR/$CHAIN.ok" ]; then
+    mkdir -p "$VM_DIR/failed"
+    mv "$CHAIN_LOG" "$VM_DIR/failed/$CHAIN.$(date -r "$CHAIN_LOG" +%Y%m%d-%H%M%S).log"
+  fi
   rm -f "$CHAIN_LOG"* "$VM_DIR/$CHAIN.state" "$VM_DIR/$CHAIN.ok"
   disks "$CHAIN"
   if "chain_${CHAIN//-/_}"; then touch "$VM_DIR/$CHAIN.ok"; fi
