@@ -307,25 +307,14 @@ TEST_F(Adopted, AReleaseThatTheKernelRefusesCanBeTypedAgain) {
   EXPECT_THAT(keeper->given_up, ElementsAre(0x60003000));
 }
 
-/// A restore has finished, its owner died with the kernel before, and its agent with what it held.
-class Lost : public Held {
+/// vm0 was frozen and its owner died with the kernel before; the agent is away.
+class Sealed : public Held {
  protected:
   void SetUp() override {
     Held::SetUp();
     close_office();
-    record();
     auto writer = arena::Writer::open(arena());
-    Seal seal;
-    seal.sealed = true;
-    const auto generation = writer->freeze(seal, {});
-    ASSERT_TRUE(generation) << generation.error().message();
-    ASSERT_TRUE(writer->restore_started(*generation, Uuid::random()));
-    ASSERT_TRUE(writer->restore_done("vm0"));
-    ASSERT_TRUE(writer->restore_finished());
-  }
-  void record() {
-    auto writer = arena::Writer::open(arena());
-    ASSERT_TRUE(writer);
+    ASSERT_TRUE(writer) << writer.error().message();
     Container vm0;
     vm0.name = "vm0";
     vm0.kind = ContainerKind::kSim;
@@ -333,8 +322,25 @@ class Lost : public Held {
     vm0.devices = {*port->describe_device(kBdf)};
     ASSERT_TRUE(writer->add_container(vm0));
     ASSERT_TRUE(writer->commit());
+    Seal seal;
+    seal.sealed = true;
+    const auto generation = writer->freeze(seal, {});
+    ASSERT_TRUE(generation) << generation.error().message();
+    conclude(*writer, *generation);
   }
+  /// What the restore came to.
+  virtual void conclude(arena::Writer& writer, uint64_t generation) = 0;
   bool known() { return ask("health")->dump().find("\"vm0\"") != std::string::npos; }
+};
+
+/// A restore has finished, and its agent ended with what it held.
+class Lost : public Sealed {
+ protected:
+  void conclude(arena::Writer& writer, uint64_t generation) override {
+    ASSERT_TRUE(writer.restore_started(generation, Uuid::random()));
+    ASSERT_TRUE(writer.restore_done("vm0"));
+    ASSERT_TRUE(writer.restore_finished());
+  }
 };
 
 TEST_F(Lost, WhatTheKernelKeepsParkedIsStillKnownByItsName) {
@@ -352,21 +358,14 @@ TEST_F(Lost, WhatTheKernelDoesNotKeepIsForgotten) {
 }
 
 /// A generation was refused as a whole, and what it is about is parked in the kernel.
-class RefusedWhole : public Lost {
+class RefusedWhole : public Sealed {
  protected:
-  void SetUp() override {
-    Held::SetUp();
-    close_office();
-    record();
-    auto writer = arena::Writer::open(arena());
-    Seal seal;
-    seal.sealed = true;
-    ASSERT_TRUE(writer->freeze(seal, {}));
-    ASSERT_TRUE(writer->restore_refused("all of it"));
+  void conclude(arena::Writer& writer, uint64_t) override {
+    ASSERT_TRUE(writer.restore_refused("all of it"));
   }
   void TearDown() override {
     vm.reset();
-    Lost::TearDown();
+    Sealed::TearDown();
   }
   std::unique_ptr<Program> vm;
 };
