@@ -44,8 +44,7 @@ TEST_F(Concluded, NothingBackIsTheFailureItselfThoughItCouldNotBeTakenBack) {
 }
 
 TEST_F(Concluded, AmongSeveralWhatWasTouchedIsNamedFirst) {
-  record_pair();
-  cross();
+  cross_pair();
   ASSERT_TRUE(machine->replace_device(kBdf, std::nullopt));
   const auto report = fail_untidily();
   ASSERT_TRUE(report) << report.error().message();
@@ -57,14 +56,9 @@ TEST_F(Concluded, AmongSeveralWhatWasTouchedIsNamedFirst) {
 }
 
 TEST_F(Concluded, WhatWasReleasedBeforeIsNotBack) {
-  record_pair();
-  cross();
+  cross_pair();
   ASSERT_TRUE(machine->replace_device(kBdf, std::nullopt));
-  {
-    auto writer = arena::Writer::open(arena_path);
-    ASSERT_TRUE(writer->restore_refused("one"));
-    ASSERT_TRUE(writer->restore_released("vm0"));
-  }
+  keep_refusal_and_release("vm0");
   const auto report = fail_untidily();
   ASSERT_TRUE(report) << report.error().message();
   ASSERT_TRUE(report->error);
@@ -72,8 +66,7 @@ TEST_F(Concluded, WhatWasReleasedBeforeIsNotBack) {
 }
 
 TEST_F(Concluded, WithOneBackFromBeforeItIsPartly) {
-  record_pair();
-  cross();
+  cross_pair();
   Request one, other;
   one.only = "vm0";
   ASSERT_FALSE(restore(shelf, one)->error);
@@ -87,8 +80,7 @@ TEST_F(Concluded, WithOneBackFromBeforeItIsPartly) {
 }
 
 TEST_F(Concluded, WhatIsHeldAndOnlyNotInTheLogIsPartly) {
-  record_pair();
-  cross();
+  cross_pair();
   refuse_done = true;
   const auto report = restore(shelf);
   ASSERT_TRUE(report) << report.error().message();

@@ -4,6 +4,8 @@
 
 #include <gmock/gmock.h>
 
+#include <cstring>
+
 #include "restore/plan_json.h"
 #include "tests/unit/restore/world.h"
 
@@ -21,6 +23,37 @@ class PairOf : public Base {
       for (auto& mapping : this->paired) mapping.region = 2;
     }
     this->record(policy, consents);
+  }
+  /// Both are recorded, and then the kernel is another one.
+  void cross_pair(Policy policy = Policy::kAdopt, bool consents = true) {
+    record_pair(policy, consents);
+    this->cross();
+  }
+  // What somebody writes into a device's context entry, behind everybody's back.
+  void share_tables_of_first(const std::string& bdf) {
+    const auto first = *sim::read_context(*this->machine, this->kBdf);
+    this->write(bdf, [&](auto& entry) { entry.root = first.root; });
+  }
+  void share_domain_id_of_first(const std::string& bdf) {
+    const auto first = *sim::read_context(*this->machine, this->kBdf);
+    this->write(bdf, [&](auto& entry) { entry.domain_id = first.domain_id; });
+  }
+  void give_unused_domain_id(const std::string& bdf) {
+    this->write(bdf, [](auto& entry) { entry.domain_id = 0x4321; });
+  }
+  /// Copies a table page to the pool's last one, which nothing uses. Returns where that is.
+  uint64_t copy_of_table(uint64_t table) {
+    const auto& pool = this->machine->registers();
+    const uint64_t copy = pool.pool_base + pool.pool_size - 4096;
+    std::memcpy(this->machine->pool_at(copy, 4096), this->machine->pool_at(table, 4096), 4096);
+    return copy;
+  }
+  /// As the agent does it: the refusal of the whole is kept, then one is given up.
+  void keep_refusal_and_release(const char* name) {
+    auto writer = arena::Writer::open(this->arena_path);
+    ASSERT_TRUE(writer) << writer.error().message();
+    ASSERT_TRUE(writer->restore_refused("all of it"));
+    ASSERT_TRUE(writer->restore_released(name));
   }
   uint64_t* leaf_of(const std::string& bdf) {
     const auto entry = sim::read_context(*this->machine, bdf);

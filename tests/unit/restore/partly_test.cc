@@ -14,8 +14,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 TEST_F(Partly, WithNothingWrongBothComeBack) {
-  record_pair();
-  cross();
+  cross_pair();
   const auto report = restore(shelf);
   ASSERT_TRUE(report) << report.error().message();
   EXPECT_FALSE(report->error) << report->error->message();
@@ -24,8 +23,7 @@ TEST_F(Partly, WithNothingWrongBothComeBack) {
 }
 
 TEST_F(Partly, ALeafOfOneThatChanged) {
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 0x2000;  // another page of the same memory
   expect_second_refused("HF-TABLE-DIFFERS");
   *leaf_of(kSecondBdf) ^= 0x2000;
@@ -33,8 +31,7 @@ TEST_F(Partly, ALeafOfOneThatChanged) {
 }
 
 TEST_F(Partly, APermissionOfOne) {
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
   expect_second_refused("HF-TABLE-DIFFERS");
   *leaf_of(kSecondBdf) ^= 2;
@@ -42,8 +39,7 @@ TEST_F(Partly, APermissionOfOne) {
 }
 
 TEST_F(Partly, ADeviceThatIsGone) {
-  record_pair();
-  cross();
+  cross_pair();
   ASSERT_TRUE(machine->replace_device(kSecondBdf, std::nullopt));
   expect_second_refused("HF-DEVICE-MISSING");
 }
@@ -58,15 +54,13 @@ class TwoOfAKind : public Partly {
 };
 
 TEST_F(TwoOfAKind, OneThatIsGoneHasNotMovedToWhereTheOtherAlwaysWas) {
-  record_pair();
-  cross();
+  cross_pair();
   ASSERT_TRUE(machine->replace_device(kSecondBdf, std::nullopt));
   expect_second_refused("HF-DEVICE-MISSING");
 }
 
 TEST_F(Partly, AnotherDeviceInThePlaceOfOne) {
-  record_pair();
-  cross();
+  cross_pair();
   const Device recorded_one = *machine->describe_device(kSecondBdf);
   Device other = recorded_one;
   other.vendor = 0xffff;
@@ -77,8 +71,7 @@ TEST_F(Partly, AnotherDeviceInThePlaceOfOne) {
 }
 
 TEST_F(Partly, MemoryOfOneThatIsNotWhatItWas) {
-  record_pair();
-  cross();
+  cross_pair();
   ASSERT_TRUE(machine->edit_region("dax1", [](auto& region) { region.length -= 4096; }));
   expect_second_refused("HF-MEMORY-DIFFERS");
   ASSERT_TRUE(machine->edit_region("dax1", [](auto& region) { region.length += 4096; }));
@@ -87,15 +80,13 @@ TEST_F(Partly, MemoryOfOneThatIsNotWhatItWas) {
 
 TEST_F(Partly, MemoryThatBothMapRefusesBoth) {
   paired = scattered(6);  // half of it in dax0
-  record_pair();
-  cross();
+  cross_pair();
   ASSERT_TRUE(machine->edit_region("dax0", [](auto& region) { region.length -= 4096; }));
   expect_both_refused("HF-MEMORY-DIFFERS", "also: container vm1: region dax0");
 }
 
 TEST_F(Partly, BothDamagedIsARefusalOfAllAndNothingIsTouched) {
-  record_pair();
-  cross();
+  cross_pair();
   driver->run(false);
   *leaf_of(kBdf) ^= 2;
   *leaf_of(kSecondBdf) ^= 2;
@@ -109,22 +100,18 @@ TEST_F(Partly, BothDamagedIsARefusalOfAllAndNothingIsTouched) {
 
 TEST_F(Partly, AdoptRefusesOnlyTheOneThatCannotBeAdopted) {
   paired_evidence = false;
-  record_pair(Policy::kAdopt, false);
-  cross();
+  cross_pair(Policy::kAdopt, false);
   expect_second_refused("HF-ADOPT-NO-EVIDENCE", Exit::kUnsupported);
 }
 
 TEST_F(Partly, WithoutConsentOnlyItsContainerIsRefused) {
   paired_evidence = false;
-  record_pair(Policy::kAdoptOrRemap, false);
-  cross();
+  cross_pair(Policy::kAdoptOrRemap, false);
   expect_second_refused("HF-REINIT-CONSENT", Exit::kRefused);
 }
 
 TEST_F(Partly, LockedMemoryIsCountedWithoutWhatIsRefused) {
-  Findings findings;
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
   Request request;
   request.memlock_limit = 1;  // devdax is not accounted
@@ -132,8 +119,7 @@ TEST_F(Partly, LockedMemoryIsCountedWithoutWhatIsRefused) {
 }
 
 TEST_F(Partly, AWeakerPolicyIsRefusedForAll) {
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
   Request weaker;
   weaker.policy = Policy::kRemap;
@@ -141,8 +127,7 @@ TEST_F(Partly, AWeakerPolicyIsRefusedForAll) {
 }
 
 TEST_F(Partly, OneAloneIsAnsweredAsEver) {
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
   Request bad, good;
   bad.only = "vm1";
@@ -157,20 +142,14 @@ TEST_F(Partly, OneAloneIsAnsweredAsEver) {
 }
 
 TEST_F(Partly, ReleasingTheRefusedOneSettlesIt) {
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
   expect_second_refused("HF-TABLE-DIFFERS");
   Request request;
   request.held = shelf.names();
   request.only = "vm1";
   EXPECT_EQ(refusal(request).exit, Exit::kVerification);
-  {
-    auto writer = arena::Writer::open(arena_path);
-    // As the agent keeps a refusal of the whole, and gives one up.
-    ASSERT_TRUE(writer->restore_refused("one alone"));
-    ASSERT_TRUE(writer->restore_released("vm1"));
-  }
+  keep_refusal_and_release("vm1");
   EXPECT_EQ(state(), ArenaState::kRestoring);
   request.only.clear();
   const auto report = restore(shelf, request);
@@ -180,8 +159,7 @@ TEST_F(Partly, ReleasingTheRefusedOneSettlesIt) {
 }
 
 TEST_F(Partly, AfterARefusalOfOneAloneTheRestGoesOn) {
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
   expect_second_refused("HF-TABLE-DIFFERS");
   {
@@ -193,8 +171,7 @@ TEST_F(Partly, AfterARefusalOfOneAloneTheRestGoesOn) {
 }
 
 TEST_F(Partly, ThePlanSaysWhichAndWhy) {
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
   const auto prepared = prepare_now();
   ASSERT_TRUE(prepared);
@@ -216,10 +193,8 @@ TEST_F(Partly, ThePlanSaysWhichAndWhy) {
 class Entangled : public Partly {};
 
 TEST_F(Entangled, ADeviceOnTheOthersTables) {
-  record_pair();
-  cross();
-  const auto first = *sim::read_context(*machine, kBdf);
-  write(kSecondBdf, [&](auto& entry) { entry.root = first.root; });
+  cross_pair();
+  share_tables_of_first(kSecondBdf);
   expect_both_refused("HF-CONTEXT-CHANGED", "HF-ENTANGLED");
   Request alone;
   alone.only = "vm0";
@@ -228,23 +203,19 @@ TEST_F(Entangled, ADeviceOnTheOthersTables) {
 }
 
 TEST_F(Entangled, ADeviceWithTheOthersDomainId) {
-  record_pair();
-  cross();
-  const auto first = *sim::read_context(*machine, kBdf);
-  write(kSecondBdf, [&](auto& entry) { entry.domain_id = first.domain_id; });
+  cross_pair();
+  share_domain_id_of_first(kSecondBdf);
   expect_both_refused("HF-CONTEXT-CHANGED", "HF-ENTANGLED");
 }
 
 TEST_F(Entangled, AnIdThatNobodyHasConcernsNobodyElse) {
-  record_pair();
-  cross();
-  write(kSecondBdf, [&](auto& entry) { entry.domain_id = 0x4321; });
+  cross_pair();
+  give_unused_domain_id(kSecondBdf);
   expect_second_refused("HF-CONTEXT-CHANGED");
 }
 
 TEST_F(Entangled, ATablePageOfTheOther) {
-  record_pair();
-  cross();
+  cross_pair();
   const auto first = *sim::read_context(*machine, kBdf);
   const auto second_root = sim::read_context(*machine, kSecondBdf)->root;
   const auto* theirs = reinterpret_cast<uint64_t*>(machine->pool_at(first.root, 4096));
@@ -254,16 +225,14 @@ TEST_F(Entangled, ATablePageOfTheOther) {
 }
 
 TEST_F(Partly, ATableInAnotherPlaceThatSaysTheSame) {
-  record_pair();
-  cross();
+  cross_pair();
   const auto entry = *sim::read_context(*machine, kSecondBdf);
-  const uint64_t spare = machine->registers().pool_base + machine->registers().pool_size - 4096;
   auto* top = reinterpret_cast<uint64_t*>(machine->pool_at(entry.root, 4096));
   const uint64_t lower = pagetable::entry_address(top[0]);
-  std::memcpy(machine->pool_at(spare, 4096), machine->pool_at(lower, 4096), 4096);
-  top[0] ^= lower ^ spare;
+  const uint64_t copy = copy_of_table(lower);
+  top[0] ^= lower ^ copy;
   expect_second_refused("HF-TABLES-CHANGED");
-  top[0] ^= lower ^ spare;
+  top[0] ^= lower ^ copy;
   expect_next_run_finishes();
 }
 
@@ -271,8 +240,7 @@ TEST_F(Partly, ATableInAnotherPlaceThatSaysTheSame) {
 class Shared : public Partly {
  protected:
   void begin() {
-    record_pair();
-    cross();
+    cross_pair();
     prepared = std::make_unique<Prepared>(std::move(*prepare_now()));
     ASSERT_THAT(first().problems, IsEmpty());
     ASSERT_THAT(second().problems, IsEmpty());
@@ -332,8 +300,7 @@ TEST_F(Shared, AnIdThatWasAlwaysTheSameIsBehindAnotherUnit) {
 }
 
 TEST_F(Entangled, OneIommuGroup) {
-  record_pair();
-  cross();
+  cross_pair();
   Device moved = *machine->describe_device(kSecondBdf);
   moved.group = machine->describe_device(kBdf)->group;
   ASSERT_TRUE(machine->replace_device(kSecondBdf, moved));

@@ -19,24 +19,10 @@ class Reaching : public Partly {
     Partly::SetUp();
     also_paired = {kThirdBdf};
   }
-  void begin(Policy policy = Policy::kAdopt) {
-    record_pair(policy);
-    cross();
-  }
-  /// The other device of vm1 translates with what vm0's does; its own entry says so.
-  void third_on_tables_of_first() {
-    const auto first = *sim::read_context(*machine, kBdf);
-    write(kThirdBdf, [&](auto& entry) { entry.root = first.root; });
-  }
-  /// A top table of its own, which goes on to vm0's.
+  /// The other device of vm1 gets a top table of its own, which goes on to vm0's.
   void third_by_a_new_table_to_those_of_first() {
-    const auto first = *sim::read_context(*machine, kBdf);
-    const uint64_t spare = machine->registers().pool_base + machine->registers().pool_size - 4096;
-    std::memcpy(machine->pool_at(spare, 4096), machine->pool_at(first.root, 4096), 4096);
-    write(kThirdBdf, [&](auto& entry) { entry.root = spare; });
-  }
-  void change_context_of_second() {
-    write(kSecondBdf, [](auto& entry) { entry.domain_id = 0x4321; });
+    const uint64_t copy = copy_of_table(sim::read_context(*machine, kBdf)->root);
+    write(kThirdBdf, [&](auto& entry) { entry.root = copy; });
   }
   /// A permission in a page that was kept of vm1.
   void damage_kept_page() {
@@ -67,7 +53,7 @@ class Reaching : public Partly {
 };
 
 TEST_F(Reaching, TwoDevicesOnOneTableAreTakenUpTogether) {
-  begin();
+  cross_pair();
   const auto report = restore(shelf);
   ASSERT_TRUE(report) << report.error().message();
   EXPECT_FALSE(report->error) << report->error->message();
@@ -76,55 +62,54 @@ TEST_F(Reaching, TwoDevicesOnOneTableAreTakenUpTogether) {
 }
 
 TEST_F(Reaching, BehindADeviceWhoseContextEntryChanged) {
-  begin();
-  change_context_of_second();
+  cross_pair();
+  give_unused_domain_id(kSecondBdf);
   EXPECT_EQ(why_first(), "") << "as long as nothing is shared";
-  third_on_tables_of_first();
+  share_tables_of_first(kThirdBdf);
   expect_both_refused("HF-CONTEXT-CHANGED", "HF-ENTANGLED");
 }
 
 TEST_F(Reaching, BehindADeviceWhoseTablesChanged) {
-  begin();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
-  third_on_tables_of_first();
+  share_tables_of_first(kThirdBdf);
   expect_both_refused("HF-TABLE-DIFFERS", "HF-ENTANGLED");
 }
 
 TEST_F(Reaching, ByATableOfItsOwnThatLeadsToTheOthers) {
-  begin();
-  change_context_of_second();
+  cross_pair();
+  give_unused_domain_id(kSecondBdf);
   third_by_a_new_table_to_those_of_first();
   expect_both_refused("HF-CONTEXT-CHANGED", "HF-ENTANGLED");
 }
 
 TEST_F(Reaching, TheOthersDomainIdBehindADeviceThatChanged) {
-  begin();
+  cross_pair();
   *leaf_of(kSecondBdf) ^= 2;
-  const auto first = *sim::read_context(*machine, kBdf);
-  write(kThirdBdf, [&](auto& entry) { entry.domain_id = first.domain_id; });
+  share_domain_id_of_first(kThirdBdf);
   expect_both_refused("HF-TABLE-DIFFERS", "has got its domain id");
 }
 
 TEST_F(Reaching, BehindADeviceWithoutTables) {
-  begin();
+  cross_pair();
   sim::write_context(*machine, kSecondBdf, std::nullopt);
-  third_on_tables_of_first();
+  share_tables_of_first(kThirdBdf);
   expect_both_refused("HF-CONTEXT-CHANGED", "HF-ENTANGLED");
 }
 
 TEST_F(Reaching, WhatWasKeptIsDamaged) {
-  begin();
+  cross_pair();
   damage_kept_page();
   Request unsummed;
   unsummed.checksums = false;
   EXPECT_EQ(why_first(unsummed), "") << "as long as nothing is shared";
-  third_on_tables_of_first();
+  share_tables_of_first(kThirdBdf);
   EXPECT_THAT(why_first(unsummed),
               HasSubstr("a device of vm1 translates with its page-table page"));
 }
 
 TEST_F(Reaching, WhatWasKeptIsDamagedAndTheLiveTablesDoNotEnd) {
-  begin();
+  cross_pair();
   damage_kept_page();
   const auto second_root = sim::read_context(*machine, kSecondBdf)->root;
   auto* top = reinterpret_cast<uint64_t*>(machine->pool_at(second_root, 4096));
@@ -136,9 +121,9 @@ TEST_F(Reaching, WhatWasKeptIsDamagedAndTheLiveTablesDoNotEnd) {
 
 TEST_F(Reaching, NothingWasKeptOfIt) {
   paired_evidence = false;
-  begin(Policy::kAdoptOrRemap);
+  cross_pair(Policy::kAdoptOrRemap);
   EXPECT_FALSE(prepare_now()->plan.refusal());
-  third_on_tables_of_first();
+  share_tables_of_first(kThirdBdf);
   const auto prepared = prepare_now();
   ASSERT_TRUE(prepared) << prepared.error().message();
   const auto& [vm0, vm1] =
@@ -180,7 +165,7 @@ class NotShown : public Reaching {
 };
 
 TEST_F(NotShown, AFailureToLookIsNoKernelWithoutTables) {
-  begin(Policy::kAdoptOrRemap);
+  cross_pair(Policy::kAdoptOrRemap);
   const auto findings = findings_with(fail_errno(EIO, "domains", "read").error(), kThirdBdf);
   const auto& [vm0, vm1] = std::tie(findings.containers.at(0), findings.containers.at(1));
   ASSERT_EQ(vm1.problems.size(), 1u) << "it would be mapped anew: " << vm1.no_live_tables;
@@ -190,7 +175,7 @@ TEST_F(NotShown, AFailureToLookIsNoKernelWithoutTables) {
 }
 
 TEST_F(NotShown, WhatGoesOnChangingIsRefusedAndNotMappedAnew) {
-  begin(Policy::kAdoptOrRemap);
+  cross_pair(Policy::kAdoptOrRemap);
   const Error changing =
       refuse(Exit::kRefused, "HF-PRESERVE-CHANGING", "domains", "goes on changing").error();
   Blind blind(*port, kThirdBdf, changing);
@@ -209,8 +194,8 @@ TEST_F(NotShown, WhatGoesOnChangingIsRefusedAndNotMappedAnew) {
 }
 
 TEST_F(NotShown, BehindADeviceThatDiffersItCountsAllTheSame) {
-  begin();
-  change_context_of_second();
+  cross_pair();
+  give_unused_domain_id(kSecondBdf);
   const auto findings = findings_with(fail_errno(EIO, "domains", "read").error(), kThirdBdf);
   EXPECT_EQ(findings.containers.at(1).problems.at(0).code, "HF-CONTEXT-CHANGED");
   ASSERT_EQ(findings.containers.at(0).problems.size(), 1u);
@@ -218,8 +203,8 @@ TEST_F(NotShown, BehindADeviceThatDiffersItCountsAllTheSame) {
 }
 
 TEST_F(NotShown, WithoutTablesOnOneDeviceADifferenceOfTheOtherIsOneStill) {
-  begin(Policy::kAdoptOrRemap);
-  write(kThirdBdf, [](auto& entry) { entry.domain_id = 0x4321; });
+  cross_pair(Policy::kAdoptOrRemap);
+  give_unused_domain_id(kThirdBdf);
   const Error none =
       refuse(Exit::kUnsupported, "HF-TABLES-UNREADABLE", "device", "is in no domain").error();
   const auto findings = findings_with(none, kSecondBdf);
@@ -229,7 +214,7 @@ TEST_F(NotShown, WithoutTablesOnOneDeviceADifferenceOfTheOtherIsOneStill) {
 }
 
 TEST_F(NotShown, WhatTheKernelCutOffReachesNothing) {
-  begin();
+  cross_pair();
   const Error cut = refuse(Exit::kVerification, "HF-TABLES-CUT", "device", "was cut off").error();
   const auto findings = findings_with(cut, kThirdBdf);
   EXPECT_EQ(findings.containers.at(1).problems.at(0).code, "HF-TABLES-CUT");

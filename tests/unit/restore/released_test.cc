@@ -13,18 +13,14 @@ using ::testing::Not;
 
 class Released : public Partly {
  protected:
-  /// As the agent does it: the refusal of the whole is kept, then one is given up.
   void refuse_whole_and_release(const char* name) {
     ASSERT_EQ(refusal().exit, Exit::kVerification);
-    auto writer = arena::Writer::open(arena_path);
-    ASSERT_TRUE(writer->restore_refused("both"));
-    ASSERT_TRUE(writer->restore_released(name));
+    keep_refusal_and_release(name);
   }
 };
 
 TEST_F(Released, OneOfTwoRefusedLeavesTheOthersRefusal) {
-  record_pair();
-  cross();
+  cross_pair();
   ASSERT_TRUE(machine->replace_device(kBdf, std::nullopt));
   *leaf_of(kSecondBdf) ^= 2;
   refuse_whole_and_release("vm0");
@@ -49,8 +45,7 @@ TEST_F(Released, OneOfTwoRefusedLeavesTheOthersRefusal) {
 }
 
 TEST_F(Released, ByItselfItIsARefusal) {
-  record_pair();
-  cross();
+  cross_pair();
   ASSERT_TRUE(machine->replace_device(kBdf, std::nullopt));
   *leaf_of(kSecondBdf) ^= 2;
   refuse_whole_and_release("vm0");
@@ -64,8 +59,7 @@ TEST_F(Released, ByItselfItIsARefusal) {
 }
 
 TEST_F(Released, TheGenerationFinishesWithoutIt) {
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kBdf) ^= 2;
   *leaf_of(kSecondBdf) ^= 2;
   refuse_whole_and_release("vm1");
@@ -83,8 +77,7 @@ TEST_F(Released, TheGenerationFinishesWithoutIt) {
 
 TEST_F(Released, NorIsItInTheRunAfterAFinishedOne) {
   options.lasting_hold = true;
-  record_pair();
-  cross();
+  cross_pair();
   *leaf_of(kBdf) ^= 2;
   *leaf_of(kSecondBdf) ^= 2;
   refuse_whole_and_release("vm1");

@@ -33,8 +33,7 @@ TEST_F(Renumbered, ALowerOneThatIsGoneLeavesTheRestToBeAdopted) {
 }
 
 TEST_F(Renumbered, WithAllThereTheFoundGroupsAreAttached) {
-  record_pair();
-  cross();
+  cross_pair();
   machine->renumber_groups(5);  // one more was found before them
   ASSERT_EQ(group_of(kBdf), "5") << "the number that the other one had";
   const auto prepared = prepare_now();
@@ -49,8 +48,7 @@ TEST_F(Renumbered, WithAllThereTheFoundGroupsAreAttached) {
 }
 
 TEST_F(Renumbered, ButNotWithAnotherNeighbourInTheGroup) {
-  record_pair();
-  cross();
+  cross_pair();
   Device neighbour = *machine->describe_device("0000:02:00.0");
   neighbour.group = group_of(kSecondBdf);
   ASSERT_TRUE(machine->replace_device("0000:02:00.0", neighbour));

@@ -13,8 +13,7 @@ class Taken : public Partly {
  protected:
   Taken() { options.lasting_hold = true; }
   void one_comes_back(Policy policy = Policy::kAdopt) {
-    record_pair(policy);
-    cross();
+    cross_pair(policy);
     *leaf_of(kSecondBdf) ^= 2;
     const auto report = restore(shelf);
     ASSERT_TRUE(report) << report.error().message();
