@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ranges>
 
 #include "kexec/kexec_steps.h"
 #include "kexec/text.h"
@@ -126,6 +127,26 @@ std::vector<std::string> obstacles(const BootImage& image, const CommandLine& ne
 }
 
 }  // namespace
+
+Result<void> need_armed_holds(const Host& host, const Manifest& manifest) {
+  if (manifest.seal.policy != Policy::kAdopt) return {};
+  const auto opted_in = [](const ContainerRecord& record) {
+    return record.container.kind == ContainerKind::kType1Preserved;
+  };
+  if (std::ranges::none_of(manifest.containers, opted_in)) return {};
+  HOLDFAST_TRY_ASSIGN(const auto view, kernel::Preserve(host.path("/sys")).domains());
+  for (const auto& record : manifest.containers | std::views::filter(opted_in))
+    for (const auto& device : record.container.devices) {
+      const auto* domain = view.domain_of(device.bdf);
+      if (domain != nullptr && domain->armed) continue;
+      return refuse(Exit::kRefused, "HF-KEXEC-OTHER",
+                    fmt::format("device {} of container {}", device.bdf, record.container.name),
+                    "this kernel does not go on with it into the image that is loaded now: another "
+                    "one was loaded after the freeze",
+                    "holdfast thaw; holdfast kexec load IMAGE; holdfast freeze");
+    }
+  return {};
+}
 
 std::vector<Finding> adopt_findings(const Host& host, const BootImage& image,
                                     const CommandLine& next) {

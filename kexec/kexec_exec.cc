@@ -100,6 +100,7 @@ Result<LoadedRecord> check_all(const Context& context, const arena::Reader& read
     return refuse(Exit::kRefused, "HF-KEXEC-OTHER", fmt::format("generation {}", manifest.number),
                   "was frozen under another boot",
                   "holdfast restore, or holdfast discard after a cold boot");
+  HOLDFAST_TRY(need_armed_holds(context.host(), manifest));
   HOLDFAST_TRY(recheck(context));
   return record;
 }

@@ -4,7 +4,9 @@
 //
 //   load   image read and hashed -> nonce drawn -> arena armed -> kexec -s -l -> record written
 //   freeze (its own command)     -> the generation is sealed under the armed nonce
-//   exec   arena frozen, kernel loaded, record = armed kernel = sealed nonce -> kexec -e
+//   exec   arena frozen, kernel loaded, record = armed kernel = sealed nonce, the kernel's holds
+//   armed
+//          for what is loaded now -> kexec -e
 //
 // Arming comes before loading: a crash between the two leaves a nonce that no kernel carries, which
 // exec refuses; the other order would leave a loaded kernel whose nonce the arena never heard of.
@@ -19,6 +21,7 @@
 #include "kexec/context.h"
 #include "kexec/findings.h"
 #include "persist/base/result.h"
+#include "persist/model/generation.h"
 
 namespace holdfast::command {
 
@@ -62,6 +65,12 @@ enum class LoadCall { kFile, kSegments };  ///< kexec_file_load(2), kexec_load(2
 /// needed where a container has opted in. Nothing where the running kernel keeps no tables.
 [[nodiscard]] std::vector<Finding> adopt_findings(const Host& host, const BootImage& image,
                                                   const CommandLine& next);
+
+/// Whether the running kernel goes on with every device that this generation was frozen to adopt.
+/// Its holds are armed for one image: loading another by any means disarms them, and is refused
+/// here as HF-KEXEC-OTHER (exit 5), naming the device. Nothing to ask under another policy than
+/// adopt, or where no container opted in.
+[[nodiscard]] Result<void> need_armed_holds(const Host& host, const Manifest& manifest);
 
 /// "128M", "0x40000000", "64k": the kernel's memparse(), of all of `text`.
 [[nodiscard]] std::optional<uint64_t> memparse(std::string_view text);

@@ -17,6 +17,7 @@ namespace {
 
 using holdfast::testing::FakeImage;
 using holdfast::testing::PreserveFolder;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
@@ -212,6 +213,37 @@ TEST_F(Functions, WhoseGroupANativeDriverIsInNameBoth) {
               HasSubstr("0000:01:00.0 shares its group with 0000:01:00.1, which e1000e has"));
   std::filesystem::remove(other + "/driver");
   EXPECT_EQ(doctor("preserve-devices").status, Status::kOk);
+}
+
+// What exec asks: a hold is armed for the image that was loaded when it began.
+TEST_F(PatchedHost, ExecIsRefusedWhenAnotherImageWasLoadedAfterTheFreeze) {
+  Manifest frozen;
+  frozen.seal.policy = Policy::kAdopt;
+  ContainerRecord& vm0 = frozen.containers.emplace_back();
+  vm0.container.name = "vm0";
+  vm0.container.kind = ContainerKind::kType1Preserved;
+  vm0.container.devices.emplace_back().bdf = PreserveFolder::kBdf;
+  const std::string lines = PreserveFolder::kLines;
+  const auto with_state = [&](const std::string& state) {
+    folder_.put("domains", "domain root=0x60003000 levels=3 state=" + state +
+                               lines.substr(lines.find(" pages=")));
+  };
+  with_state("held,parked,armed");
+  EXPECT_TRUE(need_armed_holds(host_, frozen));
+  with_state("held,parked");
+  const auto disarmed = need_armed_holds(host_, frozen);
+  ASSERT_FALSE(disarmed);
+  EXPECT_EQ(disarmed.error().code, "HF-KEXEC-OTHER");
+  EXPECT_EQ(disarmed.error().exit, Exit::kRefused);
+  EXPECT_THAT(disarmed.error().headline(), AllOf(HasSubstr(PreserveFolder::kBdf), HasSubstr("vm0"),
+                                                 HasSubstr("another one was loaded")));
+  folder_.put("domains", "");
+  EXPECT_FALSE(need_armed_holds(host_, frozen)) << "given up since";
+  frozen.seal.policy = Policy::kRemap;
+  EXPECT_TRUE(need_armed_holds(host_, frozen)) << "its devices stop, and were told so";
+  frozen.seal.policy = Policy::kAdopt;
+  vm0.container.kind = ContainerKind::kType1;
+  EXPECT_TRUE(need_armed_holds(host_, frozen)) << "it never opted in";
 }
 
 }  // namespace
