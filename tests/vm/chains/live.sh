@@ -3,7 +3,9 @@
 # holdfastd are killed before the kexec, as an init system would; in the new kernel holdfastd adopts
 # what goes on, and a driver on public headers only takes it.
 #
-#   vm.again=yes   which is then frozen in its turn, killed, and adopted by a third kernel
+#   vm.again=yes     which is then frozen in its turn, killed, and adopted by a third kernel
+#   vm.forced=LINE   past Holdfast the same image is loaded once more: without the pool (no-pool), or with a
+#                    smaller one (small-pool)
 
 ARENA=/dev/dax1.0
 
@@ -28,6 +30,7 @@ step1() {
   says adopt
   tables_are_in_the_view
   driver_no vm0 "no mapping may change any more" HF-FROZEN map
+  [ -z "$(parameter vm.forced)" ] || forced
   go "$(cat /run/vm0.pid)" 2
 }
 
@@ -68,6 +71,23 @@ go() {
   sed 's/^/    /' /sys/kernel/iommu_preserve/domains
   grep -qE "state=held,(inherited,)?parked,armed" /sys/kernel/iommu_preserve/domains || fail "it is not parked, held and armed"
   leave "$2" last_words
+}
+
+# forced: into a kernel that Holdfast would have refused, with the token of the one that it armed.
+forced() {
+  token=$(sed -n 's/.*"command_line": *"\(.*\)".*/\1/p' /run/holdfast/loaded* | tr ' ' '\n' |
+    grep '^holdfast\.' | tr '\n' ' ')
+  case $(parameter vm.forced) in
+    no-pool) line=$(memmaps | sed 's/iommu_preserve=[^ ]*//') ;;
+    small-pool) line=$(memmaps | sed 's/iommu_preserve=16M/iommu_preserve=8M/') ;;
+  esac
+  MEMMAP=$line try "past Holdfast another command line is loaded" plain_load "$token"
+  expect 5 "exec is not content" holdfast kexec exec --direct --print-only
+  show_out
+  raw_adopt mark /dev/dax0.0 2
+  kill -KILL "$(cat /run/vm0.pid)"
+  agent_end KILL
+  leave 2 last_words
 }
 
 last_words() {

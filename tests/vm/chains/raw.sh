@@ -187,6 +187,12 @@ is_adopted() {
   show_out
   try "closed again, it masters the bus, in D0" is_running "$NIC"
   expect 1 "sysfs does not reset it" sh -c "echo 1 >/sys/bus/pci/devices/$NIC/reset"
+  says "esource busy"
+  if [ "$(parameter vm.resets)" = yes ]; then
+    expect 1 "it was never reset" raw_adopt reset "$NIC"
+    # Power management comes first, and resets nothing of what QEMU emulates.
+    try "when it is reset, then with its bus" sh -c "echo bus >/sys/bus/pci/devices/$NIC/reset_method"
+  fi
   if [ "$(parameter vm.killed)" = yes ]; then
     for at in 1 2 3 4 5 6; do
       expect 137 "killed at step $at of adopting" sh -c "raw_adopt die $NIC /dev/dax0.0 $at"
@@ -202,6 +208,7 @@ is_adopted() {
   expect 0 "adopted" raw_adopt adopt "$NIC" /dev/dax0.0
   show_out
   masters_bus "$NIC" && fail "given up for good it still masters the bus"
+  if [ "$(parameter vm.resets)" = yes ]; then expect 0 "and is reset" raw_adopt reset "$NIC"; fi
   try "held no more, pci-stub gets it" stub "$NIC"
   try "the NIC is bound again" bind "$NIC"
   pool_is_empty

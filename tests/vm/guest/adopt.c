@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -217,18 +218,23 @@ int adopt_wait_frames(const uint8_t* memory, uint32_t frames) {
 }
 
 int adopt_interrupt(const struct vfio_device* vfio) {
-  char space[sizeof(struct vfio_irq_set) + sizeof(int)] __attribute__((aligned(8)));
+  int event;
+  adopt_vectors(vfio, &event, 1);
+  return event;
+}
+
+void adopt_vectors(const struct vfio_device* vfio, int* events, uint32_t count) {
+  char space[sizeof(struct vfio_irq_set) + ADOPT_VECTORS * sizeof(int)] __attribute__((aligned(8)));
   struct vfio_irq_set* set = (struct vfio_irq_set*)space;
-  int event = eventfd(0, EFD_CLOEXEC);
-  if (event < 0) die("eventfd");
-  set->argsz = sizeof space;
+  for (uint32_t i = 0; i < count; i++)
+    if ((events[i] = eventfd(0, EFD_CLOEXEC)) < 0) die("eventfd");
+  set->argsz = (uint32_t)(sizeof *set + count * sizeof(int));
   set->flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
   set->index = VFIO_PCI_MSIX_IRQ_INDEX;
   set->start = 0;
-  set->count = 1;
-  memcpy(set->data, &event, sizeof event);
+  set->count = count;
+  memcpy(set->data, events, count * sizeof(int));
   if (ioctl(vfio->device, VFIO_DEVICE_SET_IRQS, set)) die("SET_IRQS");
-  return event;
 }
 
 void adopt_interrupt_on(const struct vfio_device* vfio) {
@@ -263,6 +269,35 @@ uint64_t adopt_interrupts(int event, int timeout_ms) {
   if (poll(&wait, 1, timeout_ms) == 1 && read(event, &count, sizeof count) != sizeof count)
     count = 0;
   return count;
+}
+
+int adopt_hot_reset(const struct vfio_device* vfio) {
+  char space[sizeof(struct vfio_pci_hot_reset) + sizeof(int)] __attribute__((aligned(8)));
+  struct vfio_pci_hot_reset* reset = (struct vfio_pci_hot_reset*)space;
+  memset(space, 0, sizeof space);
+  reset->argsz = sizeof space;
+  reset->count = 1;
+  memcpy(reset->group_fds, &vfio->group, sizeof vfio->group);
+  return ioctl(vfio->device, VFIO_DEVICE_PCI_HOT_RESET, reset) ? errno : 0;
+}
+
+int adopt_is_reset(const char* bdf) {
+  char path[128];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", bdf);
+  int config = open(path, O_RDWR | O_CLOEXEC);
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/resource0", bdf);
+  int fd = open(path, O_RDWR | O_CLOEXEC);
+  if (config < 0 || fd < 0) die("%s", path);
+  volatile uint8_t* bar = mmap(NULL, 0x4000, PROT_READ, MAP_SHARED, fd, 0);
+  if (bar == MAP_FAILED) die("%s", path);
+  uint16_t command = vfio_real_register(config, PCI_COMMAND), on = command | PCI_COMMAND_MEMORY;
+  if (pwrite(config, &on, sizeof on, PCI_COMMAND) != sizeof on) die("PCI_COMMAND");
+  uint32_t length = *(const volatile uint32_t*)(bar + kRdlen);
+  if (pwrite(config, &command, sizeof command, PCI_COMMAND) != sizeof command) die("PCI_COMMAND");
+  munmap((void*)bar, 0x4000);
+  close(fd);
+  close(config);
+  return length == 0;
 }
 
 // -- the mailbox

@@ -90,10 +90,19 @@ int adopt_wait_frames(const uint8_t* memory, uint32_t frames);
 
 /// Sets up MSI-X vector 0 with an eventfd, which is returned; the device is not told to use it.
 int adopt_interrupt(const struct vfio_device* vfio);
+/// The same with the first `count` vectors, at most ADOPT_VECTORS.
+void adopt_vectors(const struct vfio_device* vfio, int* events, uint32_t count);
+#define ADOPT_VECTORS 5u
 /// Whether the device has leave to raise anything; whether the function has (sysfs, not vfio's
 /// view).
 int adopt_interrupt_is_on(const struct vfio_device* vfio);
 int adopt_intx_is_on(const char* bdf);
+/// Resets what the device's group shares a bus with. Returns 0 or errno; ENODEV where it could not
+/// be reset alone.
+int adopt_hot_reset(const struct vfio_device* vfio);
+/// Whether the NIC is as it comes out of a reset: the length of its ring is forgotten. Nobody may
+/// have it open.
+int adopt_is_reset(const char* bdf);
 /// Has every received frame raise vector 0, or no longer.
 void adopt_interrupt_on(const struct vfio_device* vfio);
 void adopt_interrupt_off(const struct vfio_device* vfio);

@@ -9,6 +9,7 @@
 //                                 set interrupts up, and to switch MSI and INTx on in config
 //                                 space, until the end)
 //   raw_adopt hammered DAX        what came of that
+//   raw_adopt reset BDF           whether the NIC, closed, was reset
 //   raw_adopt mark DAX PHASE      tells the host where the story is
 //   raw_adopt more DAX            waits for more frames, touching nothing
 //   raw_adopt rearm BDF DAX       arms for the next kernel, registers nothing
@@ -50,17 +51,29 @@ static void check_hold(const struct vfio_device* vfio, uint8_t* memory) {
   adopt_expect("unmap while held", vfio_unmap(vfio, 0, 0x200000), EBUSY);
   if (vfio->device >= 0)
     adopt_expect("reset while held", ioctl(vfio->device, VFIO_DEVICE_RESET) ? errno : 0, EBUSY);
+  // On the root bus there is nothing that would reset it alone.
+  if (vfio->device >= 0)
+    adopt_expect("hot reset while held", adopt_hot_reset(vfio),
+                 strncmp(vfio->bdf, "0000:00:", 8) == 0 ? ENODEV : EBUSY);
 }
 
 // The kernel's own tables are no memory for a device.
 static void check_pool(const struct vfio_device* vfio) {
   int fd = open("/sys/kernel/iommu_preserve/pool", O_RDONLY | O_CLOEXEC);
   if (fd < 0) die("the pool");
+  adopt_expect("opening the pool to write to it",
+               open("/sys/kernel/iommu_preserve/pool", O_RDWR | O_CLOEXEC) < 0 ? errno : 0, EACCES);
   void* pool = mmap(NULL, 0x200000, PROT_READ, MAP_SHARED, fd, 0);
   if (pool == MAP_FAILED) die("map of the pool");
   adopt_expect("map of the pool itself",
                adopt_map(vfio, 0x300000000, pool, 0x200000, ADOPT_READ, 0), EXDEV);
+  adopt_expect("writing to its map", mprotect(pool, 0x200000, PROT_READ | PROT_WRITE) ? errno : 0,
+               EACCES);
   munmap(pool, 0x200000);
+  adopt_expect(
+      "a map of its own to write to",
+      mmap(NULL, 0x200000, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0) == MAP_FAILED ? errno : 0,
+      EPERM);
   close(fd);
 }
 
@@ -212,11 +225,21 @@ static int rearm(const char* bdf) {
   return 0;
 }
 
-// The owner's first interrupt: raised once for what may have been missed, then by a frame.
+// The owner's first interrupts: each vector raised once for what may have been missed, then one by
+// a frame.
 static void check_interrupt(const struct vfio_device* vfio) {
-  int event = adopt_interrupt(vfio);
+  int events[ADOPT_VECTORS];
+  adopt_vectors(vfio, events, ADOPT_VECTORS);
+  int event = events[0];
   uint64_t raised = adopt_interrupts(event, 500);
-  printf("raw_adopt: raised at set-up: %llu\n", (unsigned long long)raised);
+  printf("raw_adopt: raised at set-up: %llu", (unsigned long long)raised);
+  for (uint32_t i = 1; i < ADOPT_VECTORS; i++) {
+    uint64_t others = adopt_interrupts(events[i], 500);
+    printf(" %llu", (unsigned long long)others);
+    errno = 0;
+    if (others != 1) die("vector %u was raised %llu times", i, (unsigned long long)others);
+  }
+  printf("\n");
   errno = 0;
   if (raised == 0) die("what may have been missed is not made up for");
   if (!adopt_interrupt_is_on(vfio) && raised != 1) die("a mute device was raised more than once");
@@ -385,6 +408,7 @@ int main(int argc, char** argv) {
   }
   if (argc == 3 && strcmp(argv[1], "hammered") == 0)
     return show_hammered(map_region(argv[2], ADOPT_REGION, &dax));
+  if (argc == 3 && strcmp(argv[1], "reset") == 0) return !adopt_is_reset(argv[2]);
   if (argc == 3 && strcmp(argv[1], "more") == 0) {
     uint8_t* ring = map_region(argv[2], ADOPT_REGION, &dax);
     return adopt_wait_frames(ring, adopt_frames(ring) + 50);

@@ -158,7 +158,7 @@ chain_adopt_live() {
 
 chain_adopt_root_port() {
   HELD_SID=0x100
-  raw_chain 150 "$REGION_MEMMAP vm.nic=0000:01:00.0" "${NIC_BEHIND_PORT[@]}" && went_on
+  raw_chain 150 "$REGION_MEMMAP vm.nic=0000:01:00.0 vm.resets=yes" "${NIC_BEHIND_PORT[@]}" && went_on
 }
 
 chain_adopt_48_bits() {
@@ -191,6 +191,7 @@ chain_adopt_hammered() {
 # the NICs that come after it takes a while. A host so busy that nobody ran between the silence and the end
 # has shown nothing of it: once more, whatever else was seen.
 interrupts_chain() {
+  VM_THREADS=multi
   local more=() at try status
   BELL=12.0
   for at in 4 5 6 7; do more+=(-device "e1000e,addr=$at.0"); done
@@ -451,6 +452,14 @@ chain_live_other_header() {
     "${NIC_DEVICE[@]}" && saw damaged -eq 1 && saw wrong -le 1 && saw strays -eq 0 && saw registered -eq 0 &&
     saw late -eq 0
 }
+
+# Forced past Holdfast into a kernel without the pool, or with a smaller one: it goes down as if there were no hold.
+live_forced() { # LINE
+  RATE=600 SCRIPT=live adopt_machine 260 "$REGION_MEMMAP $SECOND_MEMMAP $ROOT_BUS vm.expect=lost vm.forced=$1" \
+    "${NIC_DEVICE[@]}" && stopped && saw late -eq 0
+}
+chain_live_no_pool() { live_forced no-pool; }
+chain_live_small_pool() { live_forced small-pool; }
 
 # A hold that is armed for no image, or for another one than is started, goes down as if there were none.
 unarmed() { # WHAT IS LOADED
