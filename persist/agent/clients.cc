@@ -39,8 +39,17 @@ void Server::Impl::probe() {
   if (auto found = port.probe()) capabilities = std::move(*found);
 }
 
-Result<void> Server::Impl::may_change(std::string_view what) const {
-  if (!freezing && !sealed()) return {};
+bool Server::Impl::has_taken(const Peer& peer) const {
+  return std::ranges::any_of(registry.containers(), [&](const auto& item) {
+    const ContainerEntry& entry = item.second;
+    const bool has =
+        entry.client == peer.id || (entry.client == 0 && same_process(entry.owner, peer.who.owner));
+    return has && writer.is_taken(entry.name);
+  });
+}
+
+Result<void> Server::Impl::may_change(std::string_view what, bool taken) const {
+  if (!freezing && (taken || !sealed())) return {};
   std::string cause = freezing ? "a freeze is under way"
                                : fmt::format("the arena is {}", state_name(writer.state()));
   std::string remedy = "holdfast thaw";
@@ -93,9 +102,10 @@ Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& receiv
   }
   if (auto* typed = std::get_if<Resync>(&message)) {
     HOLDFAST_TRY(expect_descriptors(descriptors, 1, "RESYNC"));
-    HOLDFAST_TRY(may_change("resync"));
-    drain(peer, Amount::kWhole);
     HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, typed->container));
+    HOLDFAST_TRY(may_change("resync", may_record(*entry)));
+    drain(peer, Amount::kWhole);
+    HOLDFAST_TRY_ASSIGN(entry, own_container(peer, typed->container));  // unless that ended it
     HOLDFAST_TRY(resync(peer, *entry, descriptors.front(), typed->count));
     return acknowledge(Ack{typed->count, 0});
   }
@@ -140,7 +150,8 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
   HOLDFAST_TRY(expect_descriptors(descriptors, 1, "REGISTER_CONTAINER"));
   HOLDFAST_TRY(validate_name("container", message.name));
   const std::string object = "container " + message.name;
-  HOLDFAST_TRY(may_change(object));
+  const ContainerEntry* taken = registry.container(message.name);
+  HOLDFAST_TRY(may_change(object, taken != nullptr && may_record(*taken)));
   const auto kind = static_cast<ContainerKind>(message.kind);
   const bool type1 = kind == ContainerKind::kType1 || kind == ContainerKind::kType1Preserved;
   if (kind != port.kind() && !(type1 && port.kind() == ContainerKind::kType1))
@@ -210,6 +221,7 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
   if (known != nullptr) peer.mappings += writer.mapping_count(container.id);
   uncommitted = true;
   commit();
+  refresh_barriers();
   probe();
   return protocol::Ack{container.id, limits.dma_entry_limit};
 }
@@ -220,7 +232,7 @@ Result<protocol::Ack> Server::Impl::register_device(Peer& peer,
   HOLDFAST_TRY(expect_descriptors(descriptors, 2, "REGISTER_DEVICE"));
   HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, message.container));
   const std::string object = fmt::format("device {}", message.bdf);
-  HOLDFAST_TRY(may_change(object));
+  HOLDFAST_TRY(may_change(object, may_record(*entry)));
   if (entry->devices >= options.quotas.devices_per_container)
     return refuse(Exit::kRefused, "HF-QUOTA", object,
                   fmt::format("container {} has {} devices already", entry->name, entry->devices));
@@ -261,7 +273,7 @@ Result<protocol::Ack> Server::Impl::register_memory(Peer& peer,
   HOLDFAST_TRY(expect_descriptors(descriptors, 1, "REGISTER_MEMORY"));
   HOLDFAST_TRY(validate_name("memory", message.name));
   const std::string object = "memory " + message.name;
-  HOLDFAST_TRY(may_change(object));
+  HOLDFAST_TRY(may_change(object, has_taken(peer)));
   if (registry.regions_of(peer.id).size() >= options.quotas.regions_per_client)
     return refuse(Exit::kRefused, "HF-QUOTA", object,
                   fmt::format("the client has {} pieces of memory already",
@@ -307,15 +319,19 @@ Result<protocol::Ack> Server::Impl::register_memory(Peer& peer,
 }
 
 Result<protocol::Ack> Server::Impl::unregister(Peer& peer, const protocol::Unregister& message) {
-  HOLDFAST_TRY(may_change("unregister"));
-  drain(peer, Amount::kWhole);
   if (message.what == protocol::Subject::kContainer) {
     HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, message.id));
+    HOLDFAST_TRY(may_change("container " + entry->name, may_record(*entry)));
+    drain(peer, Amount::kWhole);
+    HOLDFAST_TRY_ASSIGN(entry, own_container(peer, message.id));  // unless that ended it
     drop_container(entry->id);
     drop_unused_regions(0);
     commit();
+    refresh_barriers();
     return protocol::Ack{};
   }
+  HOLDFAST_TRY(may_change("unregister", has_taken(peer)));
+  drain(peer, Amount::kWhole);
   RegionEntry* region = registry.region(message.id);
   if (message.what != protocol::Subject::kMemory || region == nullptr ||
       !region->belongs_to(peer.id))

@@ -278,6 +278,8 @@ void Server::Impl::FreezeRun::take_back(const Error& why) {
 }
 
 Result<FreezeReport> Server::Impl::freeze(const FreezeOptions& asked) {
+  if (writer.state() == ArenaState::kRestoring || writer.state() == ArenaState::kRefused)
+    HOLDFAST_TRY(may_change("arena"));
   if (sealed())
     return refuse(Exit::kRefused, "HF-FROZEN", "arena",
                   fmt::format("is {} already", state_name(writer.state())),

@@ -57,7 +57,8 @@ void Server::Impl::settle(Peer& peer) {
     if (mid_call)
       Registry::mark_incomplete(entry, "its owner went away in the middle of a map or unmap");
     custody.set_why(entry.name, Custody::Why::kHeld);
-    if (sealed()) continue;  // the sealed generation stays as it is; reap() settles it after thaw
+    // What is sealed and not taken stays as it is; reap() settles it after thaw.
+    if (!may_record(entry)) continue;
     if (entry.hold_seconds != 0)
       entry.expires = Clock::now() + std::chrono::seconds(entry.hold_seconds);
     else
@@ -70,7 +71,7 @@ void Server::Impl::settle(Peer& peer) {
 void Server::Impl::reap() {
   std::vector<uint32_t> over;
   for (auto& [id, entry] : registry.containers()) {
-    if (entry.client != 0 || entry.taker != 0) continue;
+    if (entry.client != 0 || entry.taker != 0 || !may_record(entry)) continue;
     const auto why = custody.why(entry.name);
     if (why == Custody::Why::kRestored) continue;
     if (entry.expires) {
@@ -112,7 +113,7 @@ Result<void> Server::Impl::set_hold(ContainerEntry& entry, uint64_t seconds) {
     return refuse(
         Exit::kRefused, "HF-QUOTA", "container " + entry.name,
         fmt::format("hold of {} s; at most {}", seconds, options.quotas.max_hold_seconds));
-  HOLDFAST_TRY(may_change("container " + entry.name));
+  HOLDFAST_TRY(may_change("container " + entry.name, may_record(entry)));
   const Manifest manifest = writer.live();
   if (const ContainerRecord* record = manifest.find(entry.name); record != nullptr) {
     Container changed = record->container;
@@ -162,7 +163,7 @@ void Server::Impl::drop_unused_regions(ClientId client) {
     if (client != 0) region.clients.erase(client);
     if (region.clients.empty()) candidates.push_back(id);
   }
-  if (candidates.empty() || sealed()) return;
+  if (candidates.empty() || (sealed() && !writer.has_taken())) return;
   for (const uint32_t id : candidates) {
     const std::string name = registry.region(id)->name;
     const auto names = custody.names();
@@ -286,7 +287,8 @@ void Server::Impl::settle_restored() {
     if (const ContainerEntry* entry = registry.container(name); entry != nullptr)
       drop_container(entry->id);
   drop_unused_regions(0);
-  // Who took a container while another one still waited: the seal kept that out of the record.
+  // Who took what was held, not restored, while the generation waited: the seal kept that out of
+  // the record.
   for (const auto& [id, entry] : registry.containers()) {
     if (entry.client == 0) continue;
     const Manifest manifest = writer.live();
@@ -359,19 +361,22 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
       writer.state() == ArenaState::kRestoring || writer.state() == ArenaState::kRefused;
   if (unfinished && custody.why(entry.name) == Custody::Why::kRestored)
     HOLDFAST_TRY(writer.restore_taken(entry.name));
+  const Manifest manifest = writer.live();
+  if (const ContainerRecord* record = manifest.find(entry.name);
+      record != nullptr && may_record(entry)) {
+    // Likewise: an agent that comes after this one must know it again.
+    Container changed = record->container;
+    changed.owner = peer.who.owner;
+    HOLDFAST_TRY(writer.update_container(changed));
+    uncommitted = true;
+    commit();
+  }
   // Adopting did not end the kernel's hold; from here on the new owner may map and unmap. Where the
   // kernel refuses, the hand-over is not confirmed: the taker still has everything and may try
   // again.
   if (const Holding* held = custody.find(entry.name); held != nullptr && held->container.valid())
     if (auto ended = port.hold(held->container, false); !ended)
       return pass(std::move(ended).error(), "end the hold of container " + entry.name);
-  const Manifest manifest = writer.live();
-  if (const ContainerRecord* record = manifest.find(entry.name); record != nullptr && !sealed()) {
-    Container changed = record->container;
-    changed.owner = peer.who.owner;
-    HOLDFAST_TRY(writer.update_container(changed));
-    uncommitted = true;
-  }
   entry.taker = 0;
   entry.expires.reset();
   entry.owner = peer.who.owner;
@@ -403,6 +408,7 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
   peer.mappings += writer.mapping_count(entry.id);
   custody.set_why(entry.name, Custody::Why::kOwned);
   commit();
+  refresh_barriers();
   return {};
 }
 

@@ -50,15 +50,25 @@ bool Server::Impl::sealed() const {
   }
 }
 
-ring::Barrier Server::Impl::barrier_now() const {
-  if (sealed()) return ring::Barrier::kSealed;
-  return freezing ? barrier : ring::Barrier::kOpen;
+bool Server::Impl::may_record(const ContainerEntry& entry) const {
+  return !sealed() || (writer.state() != ArenaState::kBroken && writer.is_taken(entry.name));
+}
+
+ring::Barrier Server::Impl::barrier_now(const Peer& peer) const {
+  if (!sealed()) return freezing ? barrier : ring::Barrier::kOpen;
+  // The word stands for the whole connection: one container that waits closes it for all of them.
+  bool any = false;
+  for (const auto& [id, entry] : registry.containers()) {
+    if (entry.client != peer.id) continue;
+    if (!may_record(entry)) return ring::Barrier::kSealed;
+    any = true;
+  }
+  return any ? ring::Barrier::kOpen : ring::Barrier::kSealed;
 }
 
 void Server::Impl::refresh_barriers() {
-  const ring::Barrier now = barrier_now();
   for (auto& [id, peer] : peers)
-    if (peer->ring && !peer->closed) peer->ring->set_barrier(now);
+    if (peer->ring && !peer->closed) peer->ring->set_barrier(barrier_now(*peer));
 }
 
 void Server::Impl::drain_all(Amount amount) {
@@ -120,7 +130,7 @@ void Server::Impl::apply(Peer& peer, const ring::Record& record) {
                                   fmt::format("container {}", record.container),
                                   "a record names a container that is not the sender's")
                                .error());
-  if (sealed()) return late_record(peer, record);
+  if (!may_record(*entry)) return late_record(peer, record);
   Result<void> outcome;
   switch (static_cast<ring::Op>(record.op)) {
     case ring::Op::kMap: {
@@ -202,7 +212,7 @@ Result<void> Server::Impl::apply_unmap(Peer& peer, ContainerEntry& entry, uint64
 }
 
 void Server::Impl::late_record(Peer& peer, const ring::Record& record) {
-  const ContainerEntry* entry = registry.container(record.container);
+  ContainerEntry* entry = registry.container(record.container);
   const std::string why =
       fmt::format("{} {} in container {} after the freeze", describe(peer.who.owner),
                   text_of(record), entry == nullptr ? "?" : entry->name);
@@ -212,6 +222,7 @@ void Server::Impl::late_record(Peer& peer, const ring::Record& record) {
                     "holdfast thaw, then freeze again; do not kexec")
                  .error());
   } else {
+    if (entry != nullptr) Registry::mark_incomplete(*entry, why);
     remember(refuse(Exit::kRefused, "HF-FROZEN", "arena", why).error(), peer.who.owner.uid);
   }
 }

@@ -48,7 +48,7 @@ inline constexpr uint32_t kLeaveBehind = 4;
 enum class Barrier : uint32_t {
   kOpen = 0,
   kFreezing = 1,  ///< EBUSY; a freeze is under way, nothing is sealed
-  kSealed = 2,    ///< EBUSY until thaw, or until the arena is restored
+  kSealed = 2,    ///< EBUSY until thaw, or until the client has taken what was restored
 };
 
 inline constexpr uint64_t kRingMagic = 0x31676e6972464821;  ///< "!HFring1" in memory

@@ -98,7 +98,7 @@ Result<void> Server::Impl::start() {
     if (auto log = reader->restore_log()) restored_before = std::move(log->done);
   for (auto& [id, entry] : registry.containers())
     Registry::mark_incomplete(entry, "the agent was restarted; its owner has to register again");
-  if (!sealed()) reap();
+  reap();
   return {};
 }
 
@@ -236,7 +236,7 @@ void Server::Impl::greet(Peer& peer, const protocol::Hello& hello) {
     ::epoll_ctl(main_epoll.get(), EPOLL_CTL_DEL, peer.socket.get(), nullptr);
     if (auto watched = watch(client_epoll, peer.socket, peer.id); !watched)
       return violation(peer, watched.error());
-    peer.ring->set_barrier(barrier_now());
+    peer.ring->set_barrier(barrier_now(peer));
     peer.ring->fall_asleep();
     welcome.ring_slots = peer.ring->slots();
     descriptors.push_back(peer.ring->memfd());
@@ -352,7 +352,7 @@ void Server::Impl::housekeeping() {
   next_housekeeping = Clock::now() + kHousekeeping;
   for (auto& [id, peer] : peers)
     if (!peer->greeted && Clock::now() - peer->since > kGreetingTime) close_peer(*peer);
-  if (!sealed()) reap();
+  reap();
 }
 
 uint32_t Server::Impl::peers_of(uint32_t uid) const {

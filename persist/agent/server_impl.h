@@ -106,10 +106,14 @@ struct Server::Impl {
   void violation(Peer& peer, const Error& error);
   void start_checkpoint();
   void finish_checkpoint(bool wait);
-  /// Shows the arena's state to every ring: closed while a generation is sealed.
+  /// Shows the arena's state to every ring: closed while a generation is sealed, but for those who
+  /// have taken all that they have.
   void refresh_barriers();
   [[nodiscard]] bool sealed() const;
-  [[nodiscard]] ring::Barrier barrier_now() const;
+  /// Whether what its owner does goes into the record: nothing is sealed, or the owner has taken it
+  /// from a restore that is not finished.
+  [[nodiscard]] bool may_record(const ContainerEntry& entry) const;
+  [[nodiscard]] ring::Barrier barrier_now(const Peer& peer) const;
 
   // -- clients.cc
   Result<void> client_message(Peer& peer, protocol::Received& received);
@@ -122,7 +126,10 @@ struct Server::Impl {
   Result<protocol::Ack> unregister(Peer& peer, const protocol::Unregister& message);
   Result<ContainerEntry*> own_container(Peer& peer, uint32_t id);
   Result<void> set_hold(ContainerEntry& entry, uint64_t seconds);
-  Result<void> may_change(std::string_view what) const;
+  /// `taken`: it concerns only what owners have taken from a restore that is not finished.
+  Result<void> may_change(std::string_view what, bool taken = false) const;
+  /// Whether this process has taken a container; also before it has reconnected to a new agent.
+  [[nodiscard]] bool has_taken(const Peer& peer) const;
   void probe();
 
   // -- owners.cc

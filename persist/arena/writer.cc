@@ -65,11 +65,18 @@ Result<void> Writer::Impl::recover() {
     for (const auto& extent : generation_extents(entry, catalog ? &*catalog : nullptr))
       ranges.push_back({extent.ref.offset, extent.ref.length});
   }
+  std::string left_out;
   if (auto replayed = replay(); !replayed) {
-    // Files, events and the way out (discard) still work; recording and freezing do not.
-    journal_damage = replayed.error().message();
     live = LiveState();
     journal.stop();
+    // What is not restored yet waits for the sealed generation, and that is whole.
+    const bool restoring =
+        root.state == ArenaState::kRestoring || root.state == ArenaState::kRefused;
+    // Files, events and the way out (discard) still work; recording and freezing do not.
+    if (restoring && fall_back())
+      left_out = replayed.error().headline();
+    else
+      journal_damage = replayed.error().message();
   }
   live.next_container = std::max(live.next_container, root.next_container);
   live.next_region = std::max(live.next_region, root.next_region);
@@ -88,13 +95,21 @@ Result<void> Writer::Impl::recover() {
   } else {
     files_problem = store.error().headline();
   }
-  if (mended.empty()) return {};
+  if (mended.empty() && left_out.empty()) return {};
   // Kept where the next operator finds it. The arena is whole again: where the note does not fit,
   // that stops nothing.
   std::vector<Event> noted = events;
-  noted.push_back({now_ns(), 0, "", object(), mended + "; written again from its twin",
-                   "look at the medium: what wrote over this may write over more"});
-  if (noted.size() > kMaxEvents) noted.erase(noted.begin());
+  if (!left_out.empty())
+    noted.push_back({now_ns(), static_cast<uint32_t>(Exit::kVerification), "HF-JOURNAL-DAMAGED",
+                     object(),
+                     left_out + "; what was recorded since the restore is left out, the sealed "
+                                "generation stands",
+                     "finish the restore; before the next freeze stop the clients and register "
+                     "them again"});
+  if (!mended.empty())
+    noted.push_back({now_ns(), 0, "", object(), mended + "; written again from its twin",
+                     "look at the medium: what wrote over this may write over more"});
+  while (noted.size() > kMaxEvents) noted.erase(noted.begin());
   const auto ref = write_extent(encode(noted));
   if (!ref) return {};
   Root next = root;
@@ -132,6 +147,19 @@ Result<void> Writer::Impl::settle(const Found& found) {
   return medium->sync();
 }
 
+Result<void> Writer::Impl::fall_back() {
+  HOLDFAST_TRY_ASSIGN(const Catalog sealed,
+                      load_catalog(*medium, superblock, *root.find(root.journal.base)));
+  HOLDFAST_TRY_ASSIGN(LiveState state, load_generation(*medium, superblock, sealed));
+  Root next = root;
+  next.journal.first_segment = next.journal.first_sequence = 0;
+  next.incomplete = true;
+  HOLDFAST_TRY(commit_root(std::move(next)));
+  live = std::move(state);
+  lost_before = true;
+  return {};
+}
+
 Result<void> Writer::Impl::replay() {
   if (root.journal.base != 0) {
     HOLDFAST_TRY_ASSIGN(const Catalog base,
@@ -161,7 +189,7 @@ Result<void> Writer::Impl::usable() const {
               "stop, look at the medium, open the arena again");
 }
 
-Result<void> Writer::Impl::ensure_recording() {
+Result<void> Writer::Impl::ensure_recording(bool taken) {
   HOLDFAST_TRY(usable());
   if (!journal_damage.empty())
     return refuse(Exit::kVerification, "HF-JOURNAL-DAMAGED", object(), journal_damage,
@@ -172,9 +200,12 @@ Result<void> Writer::Impl::ensure_recording() {
     case ArenaState::kArmed:
     case ArenaState::kRestored:
       break;
-    case ArenaState::kFrozen:
     case ArenaState::kRestoring:
     case ArenaState::kRefused:
+      // The journal goes on behind the sealed generation, of which it changes no byte.
+      if (taken) break;
+      [[fallthrough]];
+    case ArenaState::kFrozen:
     case ArenaState::kBroken:
       return refuse(Exit::kRefused, "HF-FROZEN", object(),
                     fmt::format("is {}: no mapping may change", state_name(root.state)),
@@ -219,7 +250,8 @@ Result<void> Writer::Impl::begin_chain() {
     // Full: recording goes on in memory, and freeze refuses.
     journal.stop();
     lost = true;
-    root.state = ArenaState::kRecording;
+    if (root.frozen == 0 || root.state == ArenaState::kRestored)
+      root.state = ArenaState::kRecording;
     return {};
   }
   return done;

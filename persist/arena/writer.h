@@ -76,9 +76,9 @@ class StageJob {
 
 class Writer {
  public:
-  /// Takes the writer lock and recovers: old or new state, whole.
-  /// A live journal that cannot be read (HF-JOURNAL-DAMAGED) does not stop it: header() then says
-  /// broken and why, recording and freeze are refused, discard() starts anew.
+  /// Takes the writer lock and recovers: old or new state, whole. Where a live journal is damaged
+  /// (HF-JOURNAL-DAMAGED), header() says broken and why, record and freeze are refused, discard()
+  /// starts anew; in a restore that is not finished the sealed generation stands without it.
   static Result<Writer> open(const std::string& path);
   static Result<Writer> open(std::unique_ptr<Medium> medium);  ///< for tests
   Writer(Writer&&) noexcept;
@@ -97,7 +97,7 @@ class Writer {
   Result<uint32_t> add_region(const Region& region);
   Result<void> remove_region(uint32_t id);  ///< refused while mapped
   /// Overlapping, wrapping, misaligned, unknown region, more than dma_entry_limit: refused, and
-  /// nothing of this change is recorded. After freeze: HF-FROZEN.
+  /// nothing of this change is recorded. After freeze: HF-FROZEN, but for what is_taken().
   Result<void> apply(const Change& change);
   [[nodiscard]] uint64_t mapping_count(uint32_t container) const;
   [[nodiscard]] std::optional<Mapping> find(uint32_t container, uint64_t iova) const;

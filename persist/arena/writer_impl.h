@@ -91,8 +91,12 @@ struct Writer::Impl {
   Result<void> recover();
   Result<void> settle(const Found& found);
   Result<void> replay();
-  Result<void> usable() const;      ///< not poisoned
-  Result<void> ensure_recording();  ///< may a change be recorded? begins the chain if need be
+  /// Lets a live journal go that cannot be read: the sealed generation alone, marked incomplete.
+  Result<void> fall_back();
+  Result<void> usable() const;  ///< not poisoned
+  /// May a change be recorded? Begins the chain if need be. `taken`: it concerns only what owners
+  /// have taken from a restore that is not finished.
+  Result<void> ensure_recording(bool taken = false);
   Result<void> begin_chain();
   void become_incomplete();
   [[nodiscard]] Manifest describe_live() const;

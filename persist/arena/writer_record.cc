@@ -68,7 +68,7 @@ Result<void> Writer::update_container(const Container& container) {
   for (const auto& [id, entry] : w.live.containers)
     if (id != container.id && entry.container.name == container.name)
       return refused("HF-NAME-TAKEN", "container " + container.name, "is registered already");
-  HOLDFAST_TRY(w.ensure_recording());
+  HOLDFAST_TRY(w.ensure_recording(is_taken(it->second.container.name)));
   if (it->second.container == container) return {};
   if (!w.lost)
     w.journal.append_blob(BlobType::kContainer, container.id, encode_container(container));
@@ -81,7 +81,7 @@ Result<void> Writer::remove_container(uint32_t id) {
   const auto it = w.live.containers.find(id);
   if (it == w.live.containers.end())
     return refused("HF-CONTAINER-UNKNOWN", fmt::format("container {}", id), "is not registered");
-  HOLDFAST_TRY(w.ensure_recording());
+  HOLDFAST_TRY(w.ensure_recording(is_taken(it->second.container.name)));
   if (!w.lost) {
     JournalRecord record;
     record.op = static_cast<uint32_t>(JournalOp::kDrop);
@@ -104,7 +104,7 @@ Result<uint32_t> Writer::add_region(const Region& region) {
   if (w.live.regions.size() >= kMaxRegions || !short_enough(region.path) ||
       !short_enough(region.uuid))
     return refused("HF-LIMIT", "region " + region.name, "is more than an arena keeps");
-  HOLDFAST_TRY(w.ensure_recording());
+  HOLDFAST_TRY(w.ensure_recording(has_taken()));
   Region added = region;
   added.id = w.live.next_region++;
   if (!w.lost) w.journal.append_blob(BlobType::kRegion, added.id, encode_region(added));
@@ -127,7 +127,7 @@ Result<void> Writer::remove_region(uint32_t id) {
       return refused("HF-REGION-BUSY", "region " + it->second.name,
                      "is mapped by container " + entry.container.name, "unmap it first");
   }
-  HOLDFAST_TRY(w.ensure_recording());
+  HOLDFAST_TRY(w.ensure_recording(has_taken()));
   if (!w.lost) {
     JournalRecord record;
     record.op = static_cast<uint32_t>(JournalOp::kDrop);
@@ -141,9 +141,10 @@ Result<void> Writer::remove_region(uint32_t id) {
 
 Result<void> Writer::apply(const Change& change) {
   Impl& w = *impl_;
-  HOLDFAST_TRY(w.ensure_recording());
   const auto found = w.live.containers.find(change.container);
-  if (found == w.live.containers.end())
+  const bool known = found != w.live.containers.end();
+  HOLDFAST_TRY(w.ensure_recording(known && is_taken(found->second.container.name)));
+  if (!known)
     return refused("HF-CONTAINER-UNKNOWN", fmt::format("container {}", change.container),
                    "is not registered");
   Impl::LiveEntry& entry = found->second;

@@ -252,7 +252,12 @@ int hf_reconnect(hf_connection* connection, hf_error* error) {
       }
       for (const auto& container : connection->containers) {
         container->id = 0;
-        HOLDFAST_TRY(client::announce(*connection, *container));
+        auto known = client::announce(*connection, *container);
+        // With the agent that handed it out the hand-over ended, unless that one had heard the
+        // confirmation and only its answer was lost.
+        if (!known && container->handed_out && connection->recording) continue;
+        HOLDFAST_TRY(known);
+        container->handed_out = false;
         for (const auto& device : container->devices)
           HOLDFAST_TRY(client::announce(*connection, *container, device));
         protocol::Incomplete incomplete;

@@ -46,6 +46,7 @@ struct hf_container {
   std::mutex mutex;              ///< held over a kernel call and its record
   std::atomic<uint32_t> id = 0;  ///< Container::id; 0: not registered now
   bool marked = false;           ///< under mutex: in_flight counts this call
+  bool handed_out = false;       ///< under mutex: hf_taken_confirm() has not been heard yet
   bool lost = false;             ///< under mutex: a record found no room since the last resync
 };
 

@@ -221,9 +221,9 @@ typedef struct hf_taken {
   hf_mapping* mappings; /* sorted by iova */
 } hf_taken;
 
-#define HF_TAKE_CONFIRM_LATER                                            \
-  1u /* hf_taken_confirm() when this program is ready; dying before that \
-        gives the container back to the agent */
+#define HF_TAKE_CONFIRM_LATER                                              \
+  1u /* hf_taken_confirm() when this program is ready; until then maps and \
+        unmaps of it are -EBUSY, and dying gives it back to the agent */
 HF_API int hf_take(hf_connection* connection, const char* name, uint32_t flags, hf_taken** out,
                    hf_error* error);
 HF_API int hf_taken_confirm(hf_taken* taken, hf_error* error);

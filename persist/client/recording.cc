@@ -42,6 +42,8 @@ int begin(hf_container& container) {
   hf_connection& connection = *container.connection;
   container.marked = false;
   if (!usable(connection) || !connection.ring) return 0;
+  // It is not this program's yet: the agent takes a record of it for a lie.
+  if (container.handed_out) return -EBUSY;
   if (!connection.recording) {
     // The agent is gone; a generation that it sealed still stands until hf_reconnect says
     // otherwise.
@@ -111,13 +113,19 @@ ring::Record range_record(uint64_t iova, uint64_t size) {
 }
 
 int frozen(hf_error* error, const hf_container& container) {
-  auto why =
-      refuse(Exit::kRefused, "HF-FROZEN", "container " + container.name,
-             "a freeze is under way or stands, or its restore is not finished: no mapping "
-             "may change",
-             "wait for thawed; in the new kernel holdfast show names what is neither back nor "
-             "released: holdfast restore --only NAME, or holdfast release NAME")
-          .error();
+  const std::string object = "container " + container.name;
+  auto why = container.handed_out
+                 ? refuse(Exit::kRefused, "HF-FROZEN", object,
+                          "was handed out and is not confirmed: no mapping may change",
+                          "hf_taken_confirm()")
+                       .error()
+                 : refuse(Exit::kRefused, "HF-FROZEN", object,
+                          "a freeze is under way or stands, or its restore is not finished: no "
+                          "mapping may change",
+                          "wait for thawed; in the new kernel holdfast show names what is neither "
+                          "back nor released: holdfast restore --only NAME, or holdfast release "
+                          "NAME")
+                       .error();
   why.sys_errno = EBUSY;
   return report(error, why);
 }

@@ -103,6 +103,7 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
   container->name = name;
   container->kind = reply->kind;
   container->id = reply->container;
+  container->handed_out = true;
   // Memory first: mappings refer to it.
   for (size_t i = 0; i < reply->labels.size(); ++i) {
     const auto& label = reply->labels[i];
@@ -162,8 +163,15 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
 
 Result<void> confirm(Taken& taken) {
   if (taken.confirmed) return {};
-  HOLDFAST_TRY(client::request_ack(*taken.connection, protocol::Taken{taken.name}));
+  const auto& all = taken.connection->containers;
+  const auto own = std::ranges::find(all, taken.container, &std::unique_ptr<hf_container>::get);
+  // Not so where it was registered again since, which says the same.
+  if (own == all.end() || (*own)->handed_out)
+    HOLDFAST_TRY(client::request_ack(*taken.connection, protocol::Taken{taken.name}));
   taken.confirmed = true;
+  if (own == all.end()) return {};
+  const std::scoped_lock lock((*own)->mutex);
+  (*own)->handed_out = false;
   return {};
 }
 

@@ -146,6 +146,12 @@ void tell(Teller& run) {
   const Uuid boot = Uuid::random();
   run.act("restore", [&](Writer& w) { return w.restore_started(w.header().frozen, boot); });
   run.act("done", [&](Writer& w) { return w.restore_done("vm0"); });
+  run.act("taken", [&](Writer& w) { return w.restore_taken("vm0"); });
+  run.act("map what is taken", maps(401, 3));
+  run.act("refused", [&](Writer& w) { return w.restore_refused("another one differs"); });
+  run.reopen();
+  run.act("map while refused", maps(421, 3));
+  run.act("restore again", [&](Writer& w) { return w.restore_started(w.header().frozen, boot); });
   run.act("finished", [&](Writer& w) { return w.restore_finished(); });
   run.act("discard", [&](Writer& w) { return w.discard(); });
   run.act("record anew", [&](Writer& w) -> Result<void> {
@@ -306,7 +312,7 @@ TEST(EveryRefusedWrite, LeavesAWholeArenaThatGoesOn) {
     ASSERT_OK(writer);
     EXPECT_NE(writer->header().state, ArenaState::kBroken) << writer->header().broken_reason;
     if (writer->header().state == ArenaState::kFrozen) ASSERT_OK(writer->thaw());
-    if (writer->header().state == ArenaState::kRestoring) ASSERT_OK(writer->discard());
+    if (is_half_restored(*writer)) ASSERT_OK(writer->discard());
     ASSERT_OK(writer->add_container(container("later")));
     ASSERT_OK(writer->commit());
     ASSERT_OK(writer->file_create("later", 0600, 0, 0));

@@ -55,6 +55,7 @@ inline std::string describe_main(const Writer& writer, const Reader& reader) {
   if (log && log->started) {
     out += fmt::format("restore {}{}:", log->generation, log->finished ? " finished" : "");
     for (const auto& name : log->done) out += " " + name;
+    for (const auto& name : log->taken) out += " taken " + name;
     out += "\n";
   }
   return out;
@@ -79,6 +80,35 @@ inline std::string describe_files(const Writer& writer, const std::string& folde
 struct Snapshot {
   std::string main, files;
 };
+
+inline bool is_half_restored(const Writer& writer) {
+  const ArenaState state = writer.header().state;
+  return state == ArenaState::kRestoring || state == ArenaState::kRefused;
+}
+
+/// What its owner has taken goes on behind the sealed generation, of which nothing changes.
+inline void expect_taken_goes_on(Disk& disk, const std::string& name) {
+  uint64_t frozen = 0, before = 0;
+  uint32_t id = 0;
+  {
+    auto writer = disk.writer();
+    ASSERT_OK(writer);
+    if (!writer->is_taken(name)) return;
+    frozen = writer->header().frozen;
+    id = writer->live().find(name)->container.id;
+    before = writer->mapping_count(id);
+    ASSERT_OK(writer->apply(map(id, 1ull << 38, 4096, writer->live().regions.front().id)));
+    ASSERT_OK(writer->commit());
+  }
+  auto again = disk.writer();
+  ASSERT_OK(again);
+  EXPECT_EQ(again->mapping_count(id), before + 1);
+  EXPECT_EQ(again->dropped_records(), 0u);
+  auto reader = disk.reader();
+  ASSERT_OK(reader);
+  EXPECT_EQ(reader->header().frozen, frozen);
+  EXPECT_OK(reader->verify(frozen));
+}
 
 struct Act {
   std::string name;
@@ -109,6 +139,7 @@ inline void check_cut(std::vector<std::byte> image, Atomicity atomicity, const A
     for (const Object* bad : report->bad(0)) ADD_FAILURE() << bad->name << ": " << bad->problem;
   }
   std::string main, files;
+  bool half = false;
   {
     auto writer = disk.writer();
     ASSERT_OK(writer);
@@ -116,6 +147,7 @@ inline void check_cut(std::vector<std::byte> image, Atomicity atomicity, const A
     ASSERT_OK(reader);
     main = describe_main(*writer, *reader);
     files = describe_files(*writer);
+    half = is_half_restored(*writer);
   }
   if (finished) {
     EXPECT_EQ(main, act.after.main);
@@ -133,6 +165,7 @@ inline void check_cut(std::vector<std::byte> image, Atomicity atomicity, const A
         << act.after.files;
   }
   if (!goes_on) return;
+  if (half) return expect_taken_goes_on(disk, "vm0");
   // It goes on: another record, another opening, and what was there is there still.
   uint64_t before = 0;
   uint32_t id = 0;
@@ -140,7 +173,6 @@ inline void check_cut(std::vector<std::byte> image, Atomicity atomicity, const A
     auto writer = disk.writer();
     ASSERT_OK(writer);
     if (writer->header().state == ArenaState::kFrozen) ASSERT_OK(writer->thaw());
-    if (writer->header().state == ArenaState::kRestoring) return;
     auto added = writer->add_container(container("later"));
     ASSERT_OK(added);
     auto memory = writer->add_region(region("later-ram"));

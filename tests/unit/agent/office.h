@@ -50,8 +50,22 @@ class Program {
 
   /// Everything up to the first map. `quiesce` < 0: no callback; else the answer to QUIESCE.
   int start(const std::string& name, uint32_t hold_seconds = 0, int quiesce = -1) {
-    name_ = name;
     quiesce_ = quiesce;
+    if (const int status = connect(name, quiesce >= 0); status != 0) return status;
+    return take_hardware(hold_seconds);
+  }
+  /// Takes what was restored, as a successor does; with HF_TAKE_CONFIRM_LATER without confirming.
+  int take(const std::string& name, uint32_t flags = 0) {
+    if (connection == nullptr)
+      if (const int status = connect(name, false); status != 0) return status;
+    if (const int status = hf_take(connection, name.c_str(), flags, &taken, &error); status != 0)
+      return status;
+    container = taken->container;
+    if (taken->memory_count != 0) memory = taken->memory[0].memory;
+    return look_at_memory();
+  }
+  int connect(const std::string& name, bool answers_quiesce) {
+    name_ = name;
     hf_callbacks callbacks{};
     callbacks.size = sizeof callbacks;
     callbacks.user = this;
@@ -65,7 +79,7 @@ class Program {
     callbacks.thawed = [](void* user, hf_connection*, const char*) {
       ++static_cast<Program*>(user)->thaws;
     };
-    if (quiesce < 0) callbacks.quiesce = nullptr;
+    if (!answers_quiesce) callbacks.quiesce = nullptr;
     hf_connect_options options{};
     options.size = sizeof options;
     options.socket = socket_.c_str();
@@ -94,7 +108,7 @@ class Program {
     };
     ops.unmap_all = [](void*, int, uint64_t*) { return -ENOTSUP; };
     hf_set_kernel_ops(connection, &ops);
-    return take_hardware(hold_seconds);
+    return 0;
   }
 
   int map(uint64_t iova, uint64_t size = 4096, uint64_t offset = 0) {
@@ -125,8 +139,25 @@ class Program {
     return outcome;
   }
   int sync() { return hf_sync(connection, &error); }
+  /// Once the library has seen that its agent went: connects to the next one.
+  int reconnect() {
+    const bool lost = eventually([&] {
+      hf_dispatch(connection, nullptr);
+      return hf_is_connected(connection) == 0;
+    });
+    return lost ? hf_reconnect(connection, &error) : -ETIMEDOUT;
+  }
+  /// Says that these pages are mapped, each to the first one of its memory.
+  int resync(const std::vector<uint64_t>& iovas) {
+    std::vector<hf_mapping> truth;
+    for (const uint64_t iova : iovas)
+      truth.push_back({iova, 4096, 0, memory, HF_READ | HF_WRITE, 0});
+    return hf_resync(container, truth.data(), truth.size(), &error);
+  }
   /// Ends as a process does: connection and descriptors go.
   void quit() {
+    if (taken != nullptr) hf_taken_free(taken);
+    taken = nullptr;
     if (connection != nullptr) hf_close(connection);
     connection = nullptr;
     device_fd.reset();
@@ -137,6 +168,7 @@ class Program {
   hf_connection* connection = nullptr;
   hf_container* container = nullptr;
   hf_memory* memory = nullptr;
+  hf_taken* taken = nullptr;
   hf_error error{};
   UniqueFd container_fd, group_fd, device_fd, memory_fd;
   MappedRange view;
@@ -164,13 +196,16 @@ class Program {
     status = hf_register_device(container, bdf_.c_str(), group_fd.get(), device_fd.get(),
                                 HF_CONSENTS_TO_REINIT, &error);
     if (status != 0) return status;
-    const std::string path = port_.machine().region_path("dax0");
-    const Region region = port_.describe_region(path).value();
+    if (status = look_at_memory(); status != 0) return status;
+    return hf_register_memory(connection, (name_ + "-ram").c_str(), memory_fd.get(),
+                              port_.machine().region_path("dax0").c_str(), &memory, &error);
+  }
+  int look_at_memory() {
+    const Region region = port_.describe_region(port_.machine().region_path("dax0")).value();
     memory_fd = std::move(port_.open_region(region).value());
     view = std::move(
         MappedRange::map(memory_fd, 0, region.length, MappedRange::Mode::kReadWrite).value());
-    return hf_register_memory(connection, (name_ + "-ram").c_str(), memory_fd.get(), path.c_str(),
-                              &memory, &error);
+    return 0;
   }
 
   std::string socket_;
@@ -262,6 +297,20 @@ class Office : public ::testing::Test {
   }
   std::unique_ptr<Program> program(const char* bdf = kBdf) {
     return std::make_unique<Program>(socket(), *port, bdf);
+  }
+  /// vm0 and vm1, each with a page of the same memory at 0x1000.
+  void start_two(std::unique_ptr<Program>& first, std::unique_ptr<Program>& second) {
+    first = program(kBdf);
+    second = program(kOther);
+    ASSERT_EQ(first->start("vm0"), 0) << first->error.cause;
+    ASSERT_EQ(second->start("vm1"), 0) << second->error.cause;
+    ASSERT_EQ(first->map(0x1000), 0);
+    ASSERT_EQ(second->map(0x1000, 4096, 4096), 0);
+  }
+  static std::vector<uint64_t> iovas(const std::vector<Mapping>& mappings) {
+    std::vector<uint64_t> out;
+    for (const auto& mapping : mappings) out.push_back(mapping.iova);
+    return out;
   }
 
   [[nodiscard]] std::string machine() const { return dir.file("machine"); }

@@ -100,8 +100,8 @@ std::string World::event(const std::string& code) {
   return {};
 }
 
-RawClient::RawClient(World& world, protocol::Role role)
-    : socket(must(protocol::connect_to(world.socket()))) {
+RawClient::RawClient(const std::string& path, protocol::Role role)
+    : socket(must(protocol::connect_to(path))) {
   auto hands = must(protocol::shake_hands(socket, role, "raw", 5000));
   slots = hands.welcome.ring_slots;
   if (role != protocol::Role::kClient) return;

@@ -80,7 +80,9 @@ class World {
 /// A client that speaks the protocol by hand, and may therefore lie.
 class RawClient {
  public:
-  explicit RawClient(World& world, protocol::Role role = protocol::Role::kClient);
+  explicit RawClient(World& world, protocol::Role role = protocol::Role::kClient)
+      : RawClient(world.socket(), role) {}
+  explicit RawClient(const std::string& path, protocol::Role role = protocol::Role::kClient);
 
   /// Sends and waits for the answer with that number.
   Result<protocol::Message> ask(const protocol::Message& message,

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -121,6 +122,28 @@ inline std::vector<Mapping> all(const MappingTable& table) {
       [&](std::span<const Mapping> run) { out.insert(out.end(), run.begin(), run.end()); });
   return out;
 }
+
+/// An arena that records container vm0 and memory "ram".
+struct Recorded : ::testing::Test {
+  Disk disk{4 << 20};
+  std::optional<Writer> writer;
+  uint32_t vm = 0, ram = 0;
+
+  void start(const Container& c = container("vm0")) {
+    ASSERT_OK(disk.init());
+    reopen();
+    ASSERT_TRUE(writer);
+    ram = *writer->add_region(region("ram", 1 << 30));
+    vm = *writer->add_container(c);
+    ASSERT_OK(writer->commit());
+  }
+  void reopen() {
+    writer.reset();
+    auto opened = disk.writer();
+    ASSERT_OK(opened);
+    writer.emplace(std::move(*opened));
+  }
+};
 
 /// Page-table pages with made-up contents.
 struct Tables {

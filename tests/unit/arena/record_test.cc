@@ -7,27 +7,7 @@ namespace {
 
 constexpr uint64_t kMiB = 1 << 20;
 
-struct Recording : testing::Test {
-  Disk disk{4 << 20};
-  std::optional<Writer> writer;
-  uint32_t vm = 0, ram = 0;
-
-  void start(Container c = container("vm0")) {
-    ASSERT_OK(disk.init());
-    auto opened = disk.writer();
-    ASSERT_OK(opened);
-    writer.emplace(std::move(*opened));
-    ram = *writer->add_region(region("ram", 1 << 30));
-    vm = *writer->add_container(c);
-    ASSERT_OK(writer->commit());
-  }
-  void reopen() {
-    writer.reset();
-    auto opened = disk.writer();
-    ASSERT_OK(opened);
-    writer.emplace(std::move(*opened));
-  }
-};
+struct Recording : Recorded {};
 
 TEST_F(Recording, ImpossibleMappingsAreRefusedAndLeaveNothing) {
   start();
