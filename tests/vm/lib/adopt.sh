@@ -286,7 +286,7 @@ live_pair_chain() { # SCENARIO EXPECT [SECOND QEMU ARGUMENT...]: by default the 
   ORACLES=2
   local second=("${@:4}")
   [ $# -gt 2 ] || second=(-device "e1000e,netdev=net1,addr=12.0")
-  SCRIPT=live_pair RATE=600 adopt_machine 330 "$REGION_MEMMAP $SECOND_MEMMAP memmap=32M!1248M $ROOT_BUS \
+  SCRIPT=${PAIR:-live_pair} RATE=600 adopt_machine 330 "$REGION_MEMMAP $SECOND_MEMMAP memmap=32M!1248M $ROOT_BUS \
     vm.scenario=$1 vm.expect=$2 vm.second=${3:-0000:00:12.0}" "${NIC_DEVICE[@]}" "${second[@]}"
 }
 # The first one goes on undisturbed, whatever was found about it.
@@ -299,6 +299,12 @@ chain_live_bad_leaf() { live_bad live-bad-leaf leaf HF-TABLE-DIFFERS; }
 chain_live_bad_permission() { live_bad live-bad-permission permission HF-TABLE-DIFFERS; }
 chain_live_bad_context() { live_bad live-bad-context domain-id HF-CONTEXT-CHANGED; }
 chain_live_bad_pointer() { live_bad live-bad-pointer pointer HF-CONTEXT-CHANGED; }
+# What the kernel finds by itself: nothing of the first arrives under it.
+chain_live_cut() {
+  DAMAGE=table PAIR=live_cut
+  live_pair_chain live-cut table && saw damaged -eq 1 && saw strays -eq 0 && saw late -eq 0 &&
+    saw registered -eq 0 && second_went_on
+}
 # The second one, behind a port, is taken out between the kernels.
 chain_live_removed() {
   UNPLUG=11.0
