@@ -59,6 +59,7 @@ std::string plan_text(const Json& plan) {
   if (const Json& token = object(plan, "token"); !token.empty())
     out += "in this boot a restore is refused:\n" + indented(field_text(token, "message"), "  ");
   size_t number = 0;
+  bool blocks = false;
   for (const auto& container : list(plan, "containers")) {
     out += fmt::format("\ncontainer {}: {}; {} mappings, {} bytes; evidence {}, proof {}\n",
                        field_text(container, "name"), field_text(container, "strategy"),
@@ -72,13 +73,18 @@ std::string plan_text(const Json& plan) {
       out += fmt::format("  {:3}. {}\n", ++number, field_text(step, "text"));
     for (const auto& refusal : list(container, "refusals"))
       out += "  refused:\n" + indented(field_text(refusal, "message"), "    ");
+    if (!truth(container, "blocks")) continue;
+    blocks = true;
+    out += "  a restore blocks its devices: their tables are not as saved\n";
   }
+  const std::string_view but = blocks ? ", but that devices are blocked where it says so" : "";
   if (!truth(plan, "runs"))
-    out += "\nthis plan will not be run; nothing is changed\n";
+    out += fmt::format("\nthis plan will not be run; nothing is changed{}\n", but);
   else if (!object(plan, "partly").empty())
-    out +=
-        "\nnothing is done to what is refused; every other container is taken up whole or not at "
-        "all\n";
+    out += fmt::format(
+        "\nnothing is done to what is refused{}; every other container is taken up whole or not at "
+        "all\n",
+        but);
   else
     out += "\nevery container is taken up whole or not at all\n";
   return out;

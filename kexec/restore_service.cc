@@ -147,6 +147,10 @@ struct RestoreService::LogSink : restore::RestoreLog {
     spdlog::info("every container is restored or released");
     return server_.writer().restore_finished();
   }
+  void blocked(const std::string& /*container*/, const Error& event) override {
+    spdlog::error("{}", event.headline());
+    server_.remember(event);
+  }
 
   agent::Server& server_;
 };
@@ -212,6 +216,12 @@ Result<agent::Reply> RestoreService::plan(agent::Request& request) {
   return reply;
 }
 
+void RestoreService::mark_refused(const Error& error) {
+  if (!marks_refused(error)) return;
+  if (auto marked = server_.writer().restore_refused(error.headline()); !marked)
+    spdlog::warn("the refusal could not be kept: {}", marked.error().headline());
+}
+
 Result<agent::Reply> RestoreService::restore(agent::Request& request) {
   drop_stale_memory();
   HOLDFAST_TRY_ASSIGN(restore::Request wanted, request_of(request.parcel.body));
@@ -223,21 +233,9 @@ Result<agent::Reply> RestoreService::restore(agent::Request& request) {
 
   auto prepared = restore::prepare(reader, server_.port(), boot, wanted);
   if (!prepared) {
-    Error error = std::move(prepared).error();
-    if (marks_refused(error)) {
-      if (auto marked = server_.writer().restore_refused(error.headline()); !marked)
-        spdlog::warn("the refusal could not be kept: {}", marked.error().headline());
-    }
-    return std::unexpected(std::move(error));
+    mark_refused(prepared.error());
+    return pass(std::move(prepared).error());
   }
-  if (auto refusal = prepared->plan.refusal()) {
-    if (marks_refused(*refusal)) {
-      if (auto marked = server_.writer().restore_refused(refusal->headline()); !marked)
-        spdlog::warn("the refusal could not be kept: {}", marked.error().headline());
-    }
-    return std::unexpected(std::move(*refusal));
-  }
-
   CustodySink custody(*this);
   LogSink log(server_);
   Throttle throttle(request.progress);
@@ -247,12 +245,15 @@ Result<agent::Reply> RestoreService::restore(agent::Request& request) {
   options.settled = prepared->settled;
   options.released = prepared->log.released;
   options.progress = [&throttle](const restore::Progress& progress) { throttle(progress); };
-  HOLDFAST_TRY_ASSIGN(auto report,
-                      restore::execute(prepared->plan, server_.port(), custody, log, options));
+  auto report = restore::execute(prepared->plan, server_.port(), custody, log, options);
+  if (!report) {
+    if (prepared->plan.refusal()) mark_refused(report.error());
+    return pass(std::move(report).error());
+  }
   agent::Reply reply;
-  reply.body = restore::to_json(report);
+  reply.body = restore::to_json(*report);
   reply.body["verification"] = restore::verification_json(*prepared);
-  if (report.error) server_.remember(*report.error);
+  if (report->error) server_.remember(*report->error);
   return reply;
 }
 

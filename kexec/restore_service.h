@@ -34,6 +34,8 @@ class RestoreService {
  private:
   Result<agent::Reply> plan(agent::Request& request);
   Result<agent::Reply> restore(agent::Request& request);
+  /// Marks the arena refused, where the generation or this host is at fault.
+  void mark_refused(const Error& error);
   /// Containers that this boot's agent holds, or restored and handed to their owner.
   [[nodiscard]] std::vector<std::string> held() const;
   [[nodiscard]] std::vector<std::string> held_or_gone(const restore::ArenaFacts& facts) const;

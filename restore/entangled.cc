@@ -75,9 +75,12 @@ void refuse_entangled(const arena::GenerationView& view, const std::vector<std::
   // Without evidence of its own nothing else is wrong with it.
   for (Member& one : members)
     for (const Member& other : members) {
-      if (&one == &other || !one.findings.problems.empty()) continue;
+      if (&one == &other) continue;
       const auto page = reached(one, other);
       if (!page) continue;
+      // Only where they are known to be the other's.
+      if (other.findings.proof == Proof::kLive) one.findings.reach.changed = true;
+      if (!one.findings.problems.empty()) continue;
       one.findings.problems.push_back(
           refuse(Exit::kVerification, "HF-ENTANGLED",
                  fmt::format("container {}", one.findings.name),

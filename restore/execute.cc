@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "persist/base/checked.h"
+#include "restore/block.h"
 
 namespace holdfast::restore {
 namespace {
@@ -316,13 +317,13 @@ class Attempt {
 class Execution {
  public:
   Execution(const Plan& plan, kernel::Port& port, Custody& custody, RestoreLog& log,
-            const ExecuteOptions& options)
+            const ExecuteOptions& options, Points& points)
       : plan_(plan),
         port_(port),
         custody_(custody),
         log_(options.again ? nullptr : &log),
         options_(options),
-        points_(options.before_call),
+        points_(points),
         total_(plan.step_count()) {}
 
   Result<Report> run() {
@@ -382,6 +383,7 @@ class Execution {
 
   void leave_alone(const ContainerPlan& container, ContainerReport& result) {
     result.refusals = container.refusals;
+    result.blocked = container.blocked;
     result.error = result.refusals.empty()
                        ? fail(container_object(container.name), "is refused").error()
                        : result.refusals.front();
@@ -450,7 +452,7 @@ class Execution {
   Custody& custody_;
   RestoreLog* log_;
   const ExecuteOptions& options_;
-  Points points_;
+  Points& points_;
   uint64_t total_ = 0;
   uint64_t index_ = 0;
   Report report_;
@@ -460,7 +462,9 @@ class Execution {
 
 Result<Report> execute(const Plan& plan, kernel::Port& port, Custody& custody, RestoreLog& log,
                        const ExecuteOptions& options) {
-  return Execution(plan, port, custody, log, options).run();
+  Points points(options.before_call);
+  const Plan blocked = block_devices(plan, port, log, [&points] { points.pass(); });
+  return Execution(blocked, port, custody, log, options, points).run();
 }
 
 }  // namespace holdfast::restore

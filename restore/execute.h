@@ -14,7 +14,9 @@
 //
 // Undoing never touches a live entry: adopted ranges are forgotten (Port::forget), mapped ones are
 // unmapped, descriptors are closed. A failed container does not stop the next one. A refused one is
-// not touched: the log says failed, and that is all.
+// not taken up: the log says failed, and that is all. But where its live tables are known not to be
+// what was saved its devices are blocked before all else, also where every container is refused:
+// restore/block.h.
 
 #include <cstdint>
 #include <functional>
@@ -79,6 +81,9 @@ class RestoreLog {
   virtual Result<void> done(const std::string& container) = 0;
   virtual Result<void> failed(const std::string& container, const Error& error) = 0;
   virtual Result<void> finished() = 0;
+  /// A device of a refused container was blocked, HF-DEVICE-BLOCKED, or could not be,
+  /// HF-DEVICE-NOT-BLOCKED. Also without started(), and where nothing else is logged.
+  virtual void blocked(const std::string& /*container*/, const Error& /*event*/) {}
 };
 
 /// One step that ran.
@@ -99,8 +104,9 @@ struct ContainerReport {
   bool held = false;      ///< failed, but in custody for its owner: only the log lacks it
   uint64_t mappings = 0;  ///< mapped or adopted
   uint64_t duration_ns = 0;
-  std::optional<Error> error;   ///< why not done
-  std::vector<Error> refusals;  ///< strategy kRefuse: all of why; `error` is the first
+  std::optional<Error> error;    ///< why not done
+  std::vector<Error> refusals;   ///< strategy kRefuse: all of why; `error` is the first
+  std::vector<Blocked> blocked;  ///< its devices, if they had to be
 };
 
 struct Report {
@@ -135,8 +141,9 @@ struct ExecuteOptions {
   std::function<void(uint64_t point)> before_call;
 };
 
-/// Fails (nothing touched) with plan.refusal() where there is one, or when `started` cannot be
-/// logged; everything later is in the report. Single-threaded; blocks for as long as the ioctls do.
+/// Fails (nothing opened; at most devices blocked) with plan.refusal() where there is one, or when
+/// `started` cannot be logged; everything later is in the report. Single-threaded; blocks for as
+/// long as the ioctls do.
 [[nodiscard]] Result<Report> execute(const Plan& plan, kernel::Port& port, Custody& custody,
                                      RestoreLog& log, const ExecuteOptions& options);
 

@@ -51,13 +51,6 @@ std::string list_text(const std::vector<T>& list, Text text) {
   return fmt::format("{}", fmt::join(out, "; "));
 }
 
-/// The ids that stay with a card when it is put into another slot.
-bool same_model(const Device& a, const Device& b) {
-  return a.vendor == b.vendor && a.device == b.device && a.subsystem_vendor == b.subsystem_vendor &&
-         a.subsystem_device == b.subsystem_device && a.class_code == b.class_code &&
-         a.revision == b.revision;
-}
-
 /// The group by its members: its number says in which order a kernel found the devices, and moves
 /// with every device that is added or removed before it.
 void compare_group(const Device& recorded, const Device& now, Differences& differences) {
@@ -101,9 +94,9 @@ std::vector<Error> compare_device(const Device& recorded, const Device* now,
                                   std::span<const Device> others) {
   const std::string object = fmt::format("device {}", recorded.bdf);
   const Device* moved = nullptr;
-  if (now == nullptr || !same_model(recorded, *now)) {
+  if (now == nullptr || !kernel::same_model(recorded, *now)) {
     const auto it = std::find_if(others.begin(), others.end(), [&](const Device& other) {
-      return other.bdf != recorded.bdf && same_model(recorded, other);
+      return other.bdf != recorded.bdf && kernel::same_model(recorded, other);
     });
     if (it != others.end()) moved = &*it;
   }

@@ -291,6 +291,7 @@ Plan make_plan(const PlanInput& input) {
       if (!contains(input.logged, found.name)) add_rest(input, container);
     } else if (!found.problems.empty()) {
       container.refusals = found.problems;
+      container.blocks = found.reach.changed;
     } else {
       choose(input, *record, found, container);
       if (container.strategy != Strategy::kRefuse) add_steps(input, *record, found, container);
@@ -366,7 +367,9 @@ std::optional<Error> Plan::refusal() const {
     first.details.push_back("also: " + all[i]->headline());
   if (all.size() > kListed + 1)
     first.details.push_back(fmt::format("and {} more", all.size() - kListed - 1));
-  first.details.emplace_back("nothing was changed");
+  const bool blocked =
+      std::ranges::any_of(containers, [](const auto& item) { return !item.blocked.empty(); });
+  first.details.emplace_back(blocked ? "nothing else was changed" : "nothing was changed");
   return std::move(first).in("restore refused");
 }
 

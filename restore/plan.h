@@ -63,6 +63,20 @@ struct Step {
   std::string text{};  ///< one line for people: "open device 0000:00:04.0 (resets it: flr)"
 };
 
+/// What became of blocking one device of a refused container.
+struct Blocked {
+  enum class State : uint32_t {
+    kNow = 0,      ///< its bus mastering was on and is off
+    kAlready = 1,  ///< it was off
+    kGone = 2,     ///< there is no such device
+    kFailed = 3,   ///< it may go on: see `why`
+  };
+  std::string device;  ///< BDF
+  State state = State::kNow;
+  std::optional<Error> why{};
+};
+[[nodiscard]] std::string_view blocked_name(Blocked::State state);  ///< "now", "already", …
+
 struct ContainerPlan {
   std::string name;
   Strategy strategy = Strategy::kRefuse;
@@ -74,6 +88,10 @@ struct ContainerPlan {
   uint64_t mappings = 0, bytes = 0;
   arena::MappingTable table;    ///< a view into the generation, which must outlive the plan
   std::vector<Error> refusals;  ///< why it is not taken up, in order of weight
+  /// It is refused, and what its devices translate with is known not to be what was saved: a
+  /// restore blocks them, whatever it does with the others.
+  bool blocks = false;
+  std::vector<Blocked> blocked;             ///< of its devices, once they are: restore/block.h
   const ContainerRecord* record = nullptr;  ///< in the manifest given to make_plan
   /// As Container::devices, but as found: what is attached and opened is what is there now, in the
   /// group that it has now. Empty where there are no steps for them.

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "restore/plan_json.h"
 
 namespace holdfast::restore {
@@ -58,6 +60,12 @@ Json to_json(const Step& step, const ContainerPlan& container) {
       break;
   }
   return out;
+}
+
+Json to_json(const Blocked& item) {
+  return Json{{"device", item.device},
+              {"state", blocked_name(item.state)},
+              {"error", item.why ? holdfast::to_json(*item.why) : Json(nullptr)}};
 }
 
 Json to_json(const kernel::Capability& capability) {
@@ -118,6 +126,20 @@ std::string_view reopen_name(Reopen reopen) {
   return "unknown";
 }
 
+std::string_view blocked_name(Blocked::State state) {
+  switch (state) {
+    case Blocked::State::kNow:
+      return "now";
+    case Blocked::State::kAlready:
+      return "already";
+    case Blocked::State::kGone:
+      return "gone";
+    case Blocked::State::kFailed:
+      return "failed";
+  }
+  return "unknown";
+}
+
 std::string text(const Plan& plan) {
   std::string out = fmt::format(
       "plan for generation {} of arena {}\nsealed policy {}, asked {}; kernel {}, port {}\n",
@@ -138,17 +160,21 @@ std::string text(const Plan& plan) {
       out += "  refused:\n";
       indent(out, error.message(), "    ");
     }
+    if (container.blocks) out += "  a restore blocks its devices: their tables are not as saved\n";
   }
   if (plan.policy_refusal) {
     out += "\nrefused:\n";
     indent(out, plan.policy_refusal->message(), "  ");
   }
+  const bool blocks = std::ranges::any_of(plan.containers, &ContainerPlan::blocks);
+  const std::string_view but = blocks ? ", but that devices are blocked where it says so" : "";
   if (plan.refusal())
-    out += "\nthis plan will not be run; nothing is changed\n";
+    out += fmt::format("\nthis plan will not be run; nothing is changed{}\n", but);
   else if (plan.partly())
-    out +=
-        "\nnothing is done to what is refused; every other container is taken up whole or not at "
-        "all\n";
+    out += fmt::format(
+        "\nnothing is done to what is refused{}; every other container is taken up whole or not at "
+        "all\n",
+        but);
   else
     out += "\nevery container is taken up whole or not at all\n";
   return out;
@@ -187,6 +213,7 @@ Json to_json(const Plan& plan) {
     item["refusals"] = Json::array();
     for (const auto& error : container.refusals)
       item["refusals"].push_back(holdfast::to_json(error));
+    item["blocks"] = container.blocks;
     out["containers"].push_back(std::move(item));
   }
   return out;
@@ -201,6 +228,8 @@ Json to_json(const Report& report) {
   for (const auto& container : report.containers) {
     Json refusals = Json::array();
     for (const auto& error : container.refusals) refusals.push_back(holdfast::to_json(error));
+    Json blocked = Json::array();
+    for (const auto& item : container.blocked) blocked.push_back(to_json(item));
     out["containers"].push_back(
         Json{{"name", container.name},
              {"strategy", strategy_name(container.strategy)},
@@ -209,7 +238,8 @@ Json to_json(const Report& report) {
              {"mappings", container.mappings},
              {"duration_ns", container.duration_ns},
              {"error", container.error ? holdfast::to_json(*container.error) : Json(nullptr)},
-             {"refusals", std::move(refusals)}});
+             {"refusals", std::move(refusals)},
+             {"blocked", std::move(blocked)}});
   }
   out["steps"] = Json::array();
   for (const auto& step : report.steps)

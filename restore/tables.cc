@@ -147,11 +147,17 @@ Result<void> compare_domain(const Tables& evidence, size_t domain, kernel::Table
   const pagetable::PageSource pages = [&](uint64_t physical) { return source.page(physical); };
   if (auto walked = pagetable::walk(evidence.roots[domain], pages, {}, live); !walked) {
     reach.unknown = true;  // what lies beyond the place where it ended
+    reach.changed = true;  // what was kept could be walked
     return std::unexpected(std::move(walked).error());
   }
-  HOLDFAST_TRY(evidence.judge(comparer));
+  // What was kept was held against the same record before this, and agreed with it.
+  if (auto judged = evidence.judge(comparer); !judged) {
+    reach.changed = true;
+    return judged;
+  }
   live.note_unseen();
   if (live.total() == 0) return {};
+  reach.changed = true;
   auto error = refuse(
       Exit::kVerification, "HF-TABLES-CHANGED",
       fmt::format("{}: device {}", container_object(evidence.record), device),
@@ -204,6 +210,7 @@ Result<void> compare_context(const Tables& evidence, kernel::TableSource& source
   const auto it = std::ranges::find(*entries, device, &kernel::ContextEntry::bdf);
   const auto differs = [&](std::string_view what, const std::string& kept,
                            const std::string& live) {
+    reach.changed = true;
     auto error = refuse(Exit::kVerification, "HF-CONTEXT-CHANGED",
                         fmt::format("{}: device {}", container_object(evidence.record), device),
                         fmt::format("its context entry {}", what),
@@ -242,6 +249,8 @@ class Live {
   Live(Tables& evidence, kernel::Port& port, bool compares)
       : evidence_(evidence), port_(port), compares_(compares), met_(evidence.roots.size()) {
     for (const auto& device : evidence.record.container.devices) look(device);
+    // Against what is not sound itself nothing is known to differ.
+    if (!compares_) evidence.findings.reach.changed = false;
   }
 
   /// The first thing that is wrong, in the order of the devices.
@@ -254,11 +263,13 @@ class Live {
       return {};
     }
     const auto idle = std::ranges::find(met_, false);
-    if (idle != met_.end())
+    if (idle != met_.end()) {
+      evidence_.findings.reach.changed = true;
       return refuse(
           Exit::kVerification, "HF-TABLES-CHANGED", container_object(evidence_.record),
           fmt::format("no device translates with the tables at {} any more",
                       root_text(evidence_.roots[static_cast<size_t>(idle - met_.begin())])));
+    }
     evidence_.findings.proof = Proof::kLive;
     return {};
   }
@@ -284,7 +295,10 @@ class Live {
     const auto it = std::ranges::find_if(
         evidence_.roots, [&](const pagetable::Root& kept) { return same(kept, live); });
     if (!compares_ || it == evidence_.roots.end()) {
-      if (compares_) wrong(moved(evidence_, device.bdf, root).error());
+      if (compares_) {
+        evidence_.findings.reach.changed = true;
+        wrong(moved(evidence_, device.bdf, root).error());
+      }
       if (noted_.insert(live.physical).second) note_pages(live, source, evidence_.findings.reach);
       return;
     }
@@ -298,6 +312,8 @@ class Live {
   /// What the kernel found unsound is no missing feature.
   void unreadable(const Device& device, Error error) {
     if (error.exit == Exit::kUnsupported) return none(error.headline());
+    // The kernel took over another entry than there is now, and what it took over was kept.
+    if (error.code == "HF-CONTEXT-CHANGED") evidence_.findings.reach.changed = true;
     // What the kernel cut off reaches nothing, and neither does what is gone.
     const auto& there = evidence_.findings.devices_now;
     if (error.code != "HF-TABLES-CUT" &&

@@ -35,6 +35,8 @@ struct Reach {
   std::vector<uint32_t> ids;          ///< domain ids in its devices' context entries
   std::vector<uint32_t> changed_ids;  ///< of those, the ones that are not the kept ones
   bool unknown = false;  ///< what a device that is there translates with was not seen to the end
+  /// A device is known to translate otherwise than was saved: it may reach what it was never given.
+  bool changed = false;
 };
 
 /// One container, compared.

@@ -2,6 +2,16 @@
 
 namespace holdfast::kernel {
 
+bool same_model(const Device& a, const Device& b) {
+  return a.vendor == b.vendor && a.device == b.device && a.subsystem_vendor == b.subsystem_vendor &&
+         a.subsystem_device == b.subsystem_device && a.class_code == b.class_code &&
+         a.revision == b.revision;
+}
+
+Result<bool> Port::block(const Device& device) {
+  return fail("device " + device.bdf, "there is no way to its bus master bit on this kernel");
+}
+
 std::string_view answer_name(Answer answer) {
   switch (answer) {
     case Answer::kNo:

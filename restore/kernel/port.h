@@ -109,6 +109,9 @@ class TableSource {
   virtual Result<std::vector<ContextEntry>> contexts() { return std::vector<ContextEntry>(); }
 };
 
+/// The ids that stay with a card when it is put into another slot.
+[[nodiscard]] bool same_model(const Device& a, const Device& b);
+
 class Port {
  public:
   virtual ~Port() = default;
@@ -171,6 +174,12 @@ class Port {
     return refuse(Exit::kRefused, "HF-PARKED-NONE", "parked domain",
                   domain.devices.empty() ? "nothing is parked" : "this kernel parks nothing");
   }
+  /// Turns bus mastering of a device off through its configuration space, and changes nothing else:
+  /// hold, tables and registrations stay, and whoever gets the device can turn it on again. Only if
+  /// what is at its address is still `device`, by its ids; not there: errno ENOENT or ENODEV. When
+  /// this has succeeded the device begins no transfer any more, and what it had begun is over.
+  /// false: it was off already.
+  virtual Result<bool> block(const Device& device);
   /// Live tables of a container; exit 4 where they cannot be read.
   virtual Result<std::unique_ptr<TableSource>> tables(BorrowedFd container) = 0;
   /// The same where the kernel tells containers apart only by their devices.

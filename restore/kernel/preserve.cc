@@ -183,7 +183,7 @@ Result<std::unique_ptr<TableSource>> Preserve::tables(const std::vector<std::str
     HOLDFAST_TRY_ASSIGN(ContextEntry now, source->entry(*device));
     if (now != device->context || (now.lo & kEntryTable) != domain->root ||
         entry_levels(now.hi) != domain->levels || entry_domain(now.hi) != device->domain_id)
-      return refuse(Exit::kVerification, "HF-PRESERVE-LINES", object,
+      return refuse(Exit::kVerification, "HF-CONTEXT-CHANGED", object,
                     fmt::format("its context entry at {:#x} is {:#x} {:#x} in the pool; the kernel "
                                 "speaks of {:#x} {:#x}, tables {:#x} with {} levels",
                                 now.physical, now.lo, now.hi, device->context.lo,

@@ -91,7 +91,7 @@ class Preserve {
   /// The live tables of these devices: one root for each domain, one context entry for each device.
   /// The pool is mapped read only; every address is checked against its bounds. A device in no
   /// preserved domain: exit 4, HF-TABLES-UNREADABLE; one that the kernel cut off: exit 3,
-  /// HF-TABLES-CUT; an entry that is not what the line says: exit 3, HF-PRESERVE-LINES.
+  /// HF-TABLES-CUT; an entry that is not what the line says: exit 3, HF-CONTEXT-CHANGED.
   [[nodiscard]] Result<std::unique_ptr<TableSource>> tables(
       const std::vector<std::string>& bdfs) const;
 

@@ -49,6 +49,8 @@ class Sysfs {
   /// The memory behind a descriptor: devdax by device number, memfd, hugetlb and other files by
   /// fstat and fstatfs. Anything else: errno EBADFD.
   [[nodiscard]] Result<Region> describe_region(BorrowedFd memory) const;
+  /// Kernel port's block(), by the file `config`: needs CAP_SYS_ADMIN and no lockdown.
+  [[nodiscard]] Result<bool> block_device(const Device& device) const;
   /// Every devdax node, sorted.
   [[nodiscard]] std::vector<std::string> region_paths() const;
 

@@ -1,21 +1,26 @@
 // PCI configuration space and groups, as sysfs shows them, read for what the kernel would refuse at
-// opt-in.
-// Offsets: PCI Local Bus 3.0, 6.7; PCI Express Base 5.0, 7.5.3 (slot capabilities), 7.9 (extended
-// capabilities: 0x0f ATS, 0x1b PASID).
+// opt-in; and the one thing that is written there, a device's bus master bit.
+// Offsets: PCI Local Bus 3.0, 6.2 (header), 6.7; PCI Express Base 5.0, 7.5.3 (slot
+// capabilities), 7.9 (extended capabilities: 0x0f ATS, 0x1b PASID).
 
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <span>
 
 #include "persist/base/io.h"
+#include "restore/kernel/port.h"
 #include "restore/kernel/sysfs.h"
 
 namespace holdfast::kernel {
 namespace {
 
 constexpr size_t kConfigLimit = 4096;
+constexpr size_t kCommandAt = 0x04;
+constexpr uint16_t kBusMaster = 1 << 2;
 constexpr int kChainLimit = 64;
 constexpr uint8_t kExpress = 0x10;
 constexpr uint16_t kAts = 0x0f, kPasid = 0x1b;
@@ -77,7 +82,44 @@ std::string driver_of(const std::filesystem::path& device) {
   return std::filesystem::read_symlink(device / "driver", problem).filename().string();
 }
 
+Result<uint16_t> config_word(BorrowedFd config, size_t offset, const std::string& object) {
+  uint16_t out = 0;
+  if (auto read = pread_all(config, std::as_writable_bytes(std::span(&out, 1)), offset); !read)
+    return pass(std::move(read).error(), object);
+  return out;
+}
+
 }  // namespace
+
+Result<bool> Sysfs::block_device(const Device& device) const {
+  const std::string object = "device " + device.bdf;
+  if (!is_bdf(device.bdf))
+    return fail(fmt::format("device '{}'", device.bdf.substr(0, 40)), "is not a PCI address");
+  // Opened before it is looked at: a device that takes its place later is not the one behind this.
+  const std::string path = fmt::format("{}/bus/pci/devices/{}/config", roots_.sysfs, device.bdf);
+  auto config = open_fd(path, O_RDWR);
+  if (!config) return pass(std::move(config).error(), object);
+  HOLDFAST_TRY_ASSIGN(const Device now, describe_device(device.bdf));
+  HOLDFAST_TRY_ASSIGN(const uint16_t vendor, config_word(*config, 0, object));
+  HOLDFAST_TRY_ASSIGN(const uint16_t model, config_word(*config, 2, object));
+  if (!same_model(now, device) || vendor != device.vendor || model != device.device)
+    return fail(object,
+                fmt::format("is {:04x}:{:04x} now, and not the {:04x}:{:04x} that was meant",
+                            vendor, model, device.vendor, device.device));
+  HOLDFAST_TRY_ASSIGN(const uint16_t before, config_word(*config, kCommandAt, object));
+  if ((before & kBusMaster) == 0) return false;
+  const auto without = static_cast<uint16_t>(before & ~kBusMaster);
+  if (auto written = pwrite_all(*config, std::as_bytes(std::span(&without, 1)), kCommandAt);
+      !written)
+    return pass(std::move(written).error(), object);
+  // The answer to this read pushes ahead of it what the device had sent on its way.
+  HOLDFAST_TRY_ASSIGN(const uint16_t after, config_word(*config, kCommandAt, object));
+  if ((after & kBusMaster) != 0)
+    return fail(object, fmt::format("its command register was {:#06x} and is {:#06x}: bus "
+                                    "mastering is not off",
+                                    before, after));
+  return true;
+}
 
 std::vector<std::string> Sysfs::preserve_obstacles(const std::string& bdf) const {
   std::vector<std::string> out;

@@ -53,6 +53,7 @@ class Type1Port : public Port {
   Result<std::vector<Parked>> parked() override;
   Result<bool> is_taken(const Device& device) override;
   Result<void> give_up(const Parked& domain) override;
+  Result<bool> block(const Device& device) override;
 
   Result<void> check_container(BorrowedFd fd) override;
   Result<void> check_device(BorrowedFd fd) override;

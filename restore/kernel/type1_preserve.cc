@@ -204,4 +204,8 @@ Result<void> Type1Port::give_up(const Parked& domain) {
   return preserve_.release(domain.root);
 }
 
+Result<bool> Type1Port::block(const Device& device) {
+  return sysfs_.block_device(device);
+}
+
 }  // namespace holdfast::kernel

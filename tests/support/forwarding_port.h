@@ -46,6 +46,7 @@ class ForwardingPort : public kernel::Port {
   Result<void> hold(BorrowedFd container, bool held) override { return to_.hold(container, held); }
   Result<std::vector<Parked>> parked() override { return to_.parked(); }
   Result<bool> is_taken(const Device& device) override { return to_.is_taken(device); }
+  Result<bool> block(const Device& device) override { return to_.block(device); }
   Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override {
     return to_.tables(container);
   }

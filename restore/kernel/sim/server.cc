@@ -202,6 +202,12 @@ Reply Server::answer(const Client& client, const Request& request, BorrowedFd ab
     case Call::kTaken:
       reply.values[0] = state_.taken(request.text) ? 1 : 0;
       return reply;
+    case Call::kBlock: {
+      bool was_on = false;
+      reply.error = state_.block(request.text, was_on);
+      reply.values[0] = was_on ? 1 : 0;
+      return reply;
+    }
     case Call::kStatistics:
       reply.values = {state_.container_count(),
                       state_.mapping_count(),

@@ -369,6 +369,15 @@ Result<bool> SimPort::is_taken(const Device& device) {
   return reply.values[0] != 0;
 }
 
+Result<bool> SimPort::block(const Device& device) {
+  const std::string object = "device " + device.bdf;
+  HOLDFAST_TRY_ASSIGN(const Device now, describe_device(device.bdf));
+  if (!kernel::same_model(now, device)) return fail(object, "is another one than was meant");
+  HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kBlock, BorrowedFd(-1), {}, device.bdf));
+  if (reply.error != 0) return fail_errno(reply.error, object, "turn its bus mastering off");
+  return reply.values[0] != 0;
+}
+
 Result<void> SimPort::check_kind(BorrowedFd fd, ObjectKind want, std::string_view what) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kIdentify, fd));
   if (reply.error == 0 && reply.values[0] == static_cast<uint64_t>(want)) return {};

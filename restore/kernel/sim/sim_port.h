@@ -48,6 +48,7 @@ class SimPort : public kernel::Port {
   Result<void> hold(BorrowedFd container, bool held) override;
   Result<std::vector<Parked>> parked() override;
   Result<bool> is_taken(const Device& device) override;
+  Result<bool> block(const Device& device) override;
   Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override;
   Result<std::unique_ptr<kernel::TableSource>> tables_of(
       BorrowedFd container, const std::vector<Device>& devices) override;

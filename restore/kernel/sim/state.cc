@@ -180,6 +180,13 @@ int State::set_bus_master(const std::string& bdf, bool on) {
   return 0;
 }
 
+int State::block(const std::string& bdf, bool& was_on) {
+  const DeviceSlot* slot = machine_.device(bdf);
+  if (slot == nullptr) return ENODEV;
+  was_on = (slot->command.load() & kCommandBusMaster) != 0;
+  return was_on ? set_bus_master(bdf, false) : 0;
+}
+
 void State::close_container(uint64_t id) {
   ContainerState* container = container_of(id);
   if (container == nullptr) return;

@@ -102,6 +102,8 @@ class State {
   void close_group(const std::string& group);
   void close_device(const std::string& group, const std::string& bdf);
   int set_bus_master(const std::string& bdf, bool on);
+  /// Off, as who writes its configuration space beside every driver does it.
+  int block(const std::string& bdf, bool& was_on);
 
   int map(uint64_t container, const Dma& request, bool adopt);
   int unmap(uint64_t container, uint64_t iova, uint64_t size, uint64_t& unmapped);

@@ -31,6 +31,7 @@ enum class Call : uint32_t {
   kStatistics,     ///< args: pid → see SimPort::Statistics
   kParked,         ///< args: index → root; text: its devices, a line each. ENOENT: no more
   kTaken,          ///< text BDF → whether a container has its domain
+  kBlock,          ///< text BDF → whether its bus master bit was on
 };
 
 /// What a descriptor of the simulated kernel is.

@@ -73,6 +73,18 @@ TEST_F(Context, WithAnotherDomainIdIsRefusedNamingBothSides) {
                     HasSubstr(fmt::format("domain id {}", before->domain_id ^ 0x100))));
 }
 
+TEST_F(Context, WithAnotherAddressWidthIsRefusedNamingBothSides) {
+  record(Policy::kAdopt);
+  cross();
+  ASSERT_EQ(sim::read_context(*machine, kBdf)->levels, 4u);
+  write(kBdf, [](auto& entry) { entry.levels = 5; });
+  const Error error = refusal();
+  EXPECT_EQ(error.code, "HF-CONTEXT-CHANGED") << error.message();
+  EXPECT_EQ(error.exit, Exit::kVerification);
+  EXPECT_THAT(error.message(), AllOf(HasSubstr(kBdf), HasSubstr("kept: "), HasSubstr("live: "),
+                                     HasSubstr("4 levels"), HasSubstr("5 levels")));
+}
+
 TEST_F(Context, OfAnotherDeviceMayChange) {
   record(Policy::kAdopt);
   cross();

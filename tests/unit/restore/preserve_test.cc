@@ -321,10 +321,10 @@ TEST_F(Pool, AnEntryThatAgreesWithItsLineButNotWithItsDomainIsRefused) {
     return code_of_tables();
   };
   EXPECT_EQ(code("lo=", "lo=", 0x60003001), "taken");
-  EXPECT_EQ(code("lo=", "lo=", 0x60003003), "HF-PRESERVE-LINES") << "another low bit";
-  EXPECT_EQ(code("lo=0x60003001", "lo=0x60009001", 0x60009001), "HF-PRESERVE-LINES");
-  EXPECT_EQ(code("levels=3", "levels=4", 0x60003001), "HF-PRESERVE-LINES");
-  EXPECT_EQ(code("did=1", "did=2", 0x60003001), "HF-PRESERVE-LINES");
+  EXPECT_EQ(code("lo=", "lo=", 0x60003003), "HF-CONTEXT-CHANGED") << "another low bit";
+  EXPECT_EQ(code("lo=0x60003001", "lo=0x60009001", 0x60009001), "HF-CONTEXT-CHANGED");
+  EXPECT_EQ(code("levels=3", "levels=4", 0x60003001), "HF-CONTEXT-CHANGED");
+  EXPECT_EQ(code("did=1", "did=2", 0x60003001), "HF-CONTEXT-CHANGED");
 }
 
 TEST_F(Pool, AFileShorterThanThePoolIsNotMapped) {
@@ -335,11 +335,11 @@ TEST_F(Pool, AFileShorterThanThePoolIsNotMapped) {
 TEST_F(Pool, AContextEntryThatIsNotWhatTheLineSaysIsRefused) {
   folder_.set(PreserveFolder::kContext, 0x60009001);
   folder_.flush();
-  EXPECT_EQ(code_of_tables(), "HF-PRESERVE-LINES");
+  EXPECT_EQ(code_of_tables(), "HF-CONTEXT-CHANGED");
   folder_.set(PreserveFolder::kContext, 0x60003001);
   folder_.set(PreserveFolder::kContext + 8, 0x102);
   folder_.flush();
-  EXPECT_EQ(code_of_tables(), "HF-PRESERVE-LINES");
+  EXPECT_EQ(code_of_tables(), "HF-CONTEXT-CHANGED");
 }
 
 TEST_F(Pool, AContextEntryOutsideThePoolIsRefused) {

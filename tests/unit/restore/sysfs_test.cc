@@ -8,9 +8,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
+#include <span>
 
 #include "persist/base/io.h"
+#include "restore/kernel/type1.h"
 #include "tests/support/scratch.h"
 
 namespace holdfast::kernel {
@@ -150,6 +153,71 @@ TEST_F(FakeHost, RubbishInAnAttributeIsAnErrorThatNamesIt) {
 TEST_F(FakeHost, AnAttributeWithoutEndIsNotReadToItsEnd) {
   put(pci_ + "/resource", std::string(1 << 20, 'x'));
   EXPECT_FALSE(sysfs().describe_device("0000:00:04.0"));
+}
+
+class Blocked : public FakeHost {
+ protected:
+  static constexpr const char* kAddress = "0000:00:04.0";
+  void SetUp() override {
+    FakeHost::SetUp();
+    put(pci_ + "/config", config(0x0406));
+    meant_ = sysfs().describe_device(kAddress).value();
+  }
+  /// A header with this command register.
+  static std::string config(uint16_t command, uint16_t device = 0x10d3) {
+    std::string out(64, '\x5a');
+    const uint16_t words[] = {0x8086, device, command, 0x0010};
+    std::memcpy(out.data(), words, sizeof words);
+    return out;
+  }
+  [[nodiscard]] std::string now() const { return read_file(pci_ + "/config").value_or(""); }
+  Type1Port port() { return Type1Port(roots_); }
+  Device meant_;
+};
+
+TEST_F(Blocked, ADeviceLosesItsBusMasterBitAndNothingElse) {
+  const auto was_on = port().block(meant_);
+  ASSERT_TRUE(was_on) << was_on.error().message();
+  EXPECT_TRUE(*was_on);
+  EXPECT_EQ(now(), config(0x0402));
+  const auto again = port().block(meant_);
+  ASSERT_TRUE(again);
+  EXPECT_FALSE(*again) << "it was off already";
+  EXPECT_EQ(now(), config(0x0402));
+}
+
+TEST_F(Blocked, AnotherDeviceAtTheAddressIsLeftAlone) {
+  Device other = meant_;
+  other.subsystem_device = 1;
+  EXPECT_FALSE(port().block(other));
+  other = meant_;
+  other.device = 0x10d4;
+  EXPECT_FALSE(port().block(other));
+  EXPECT_EQ(now(), config(0x0406));
+  put(pci_ + "/config", config(0x0406, 0x1111));
+  EXPECT_FALSE(port().block(meant_)) << "its configuration space says another one";
+  EXPECT_EQ(now(), config(0x0406, 0x1111));
+}
+
+TEST_F(Blocked, OneThatIsNotThereIsEnoent) {
+  meant_.bdf = "0000:00:09.0";
+  EXPECT_EQ(port().block(meant_).error().sys_errno, ENOENT);
+  meant_.bdf = "../0000:00:04.0";
+  EXPECT_FALSE(port().block(meant_));
+  EXPECT_EQ(now(), config(0x0406));
+}
+
+TEST_F(Blocked, AWriteThatTheKernelRefusesIsAnErrorThatNamesTheDevice) {
+  const UniqueFd sealed(::memfd_create("config", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  const std::string text = config(0x0406);
+  ASSERT_TRUE(pwrite_all(sealed, std::as_bytes(std::span(text)), 0));
+  ASSERT_EQ(::fcntl(sealed.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
+  fs::remove(pci_ + "/config");
+  fs::create_symlink("/proc/self/fd/" + std::to_string(sealed.get()), pci_ + "/config");
+  const auto refused = port().block(meant_);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().sys_errno, EPERM);
+  EXPECT_THAT(refused.error().message(), HasSubstr("device 0000:00:04.0"));
 }
 
 TEST_F(FakeHost, DevdaxIsDescribedByPathAndByDescriptor) {

@@ -75,7 +75,11 @@ class WriterLog : public RestoreLog {
     return writer_.restore_failed(name);
   }
   Result<void> finished() override { return writer_.restore_finished(); }
+  void blocked(const std::string&, const Error& event) override {
+    if (blocked_events != nullptr) blocked_events->push_back(event);
+  }
   bool refuse_done = false;
+  std::vector<Error>* blocked_events = nullptr;
 
  private:
   arena::Writer& writer_;
@@ -244,6 +248,7 @@ class World : public sim::testing::Lab {
     HOLDFAST_TRY_ASSIGN(auto writer, arena::Writer::open(arena_path));
     WriterLog log(writer);
     log.refuse_done = refuse_done;
+    log.blocked_events = &blocked_events;
     ExecuteOptions how;
     how.boot = facts().boot;
     how.again = prepared.turn == Turn::kAgain;
@@ -300,6 +305,7 @@ class World : public sim::testing::Lab {
   std::function<void(Region&)> as_recorded;  ///< changes what is recorded of memory
   std::optional<TablePage> stray{};          ///< an empty page that is kept with the others
   bool refuse_done = false;
+  std::vector<Error> blocked_events;  ///< what the log heard of devices that were blocked
 
  private:
   // What captured() gave points into these.

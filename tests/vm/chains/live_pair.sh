@@ -4,8 +4,8 @@
 # the restore makes of it:
 #
 #   both          nothing that concerns either: one restore adopts both
-#   CODE          the first is refused with it, both values named, and goes on as it is; the second is
-#                 adopted by the same command, exit 6; the first is released
+#   CODE          the first is refused with it, both values named, and blocked, held and parked as it
+#                 is; the second is adopted by the same command, exit 6; the first is released
 #   removed       the second is out of its slot: refused, the first adopted by the same command, also when
 #                 its IOMMU group has another number now (…-first); what is left of the second is released
 #   release       nothing; the first is adopted with --only, the second released; a mapping that was to
@@ -86,23 +86,28 @@ both() {
 
 refused() {
   expect 6 "the plan refuses the first alone" holdfast plan
-  says "$1" "can be restored: vm1; refused: vm0" "adopt 2049 of 2050 mappings"
+  says "$1" "can be restored: vm1; refused: vm0" "adopt 2049 of 2050 mappings" "a restore blocks its devices"
+  is_running "$NIC" || fail "a plan blocked the first"
   partly vm1 vm0 "$1" /dev/dax1.0
+  says "; blocked: device $NIC" "device $NIC: its bus mastering was on and is off now"
+  is_blocked "$NIC"
   while read -r text; do says "$text"; done <<-TEXT
 	$(wanted_words)
 	TEXT
   is_parked_alone "$NIC"
   expect 3 "the first alone" holdfast restore --only vm0
-  says "$1" "nothing was changed"
+  says "$1" "device $NIC: was blocked already" "nothing else was changed"
   still_partly vm1 vm0 "$1"
+  says '"state": "already"'
   is_parked_alone "$NIC"
-  is_running "$NIC" || fail "the first was stopped"
+  is_blocked "$NIC"
+  is_running "$SECOND" || fail "the second was stopped"
   release_it vm0 "$NIC"
   arena_is recording
   take vm1 /dev/dax1.0
 }
 
-# partly TAKEN REFUSED CODE DAX: one restore adopts the one and does nothing to the other.
+# partly TAKEN REFUSED CODE DAX: one restore adopts the one and does not take up the other.
 partly() {
   expect 6 "$1 is adopted, $2 refused" holdfast restore
   raw_adopt mark "$4" 4
@@ -125,6 +130,15 @@ is_parked_alone() {
   parked=$(grep -c "state=held,inherited,parked" $DOMAINS)
   [ "$parked" = 1 ] || fail "$parked domains are parked, not one"
   grep -A 1 "state=held,inherited,parked" $DOMAINS | grep -q "^device $1 " || fail "$1 is not parked any more"
+}
+
+# is_blocked BDF: it masters no bus, and has its power, its hold and its tables still.
+is_blocked() {
+  if masters_bus "$1" || [ "$(cat "/sys/bus/pci/devices/$1/power_state")" != D0 ]; then
+    fail "$1 is not blocked"
+  else
+    say "ok $SCENARIO: $1 is blocked"
+  fi
 }
 
 group_of() { basename "$(readlink "/sys/bus/pci/devices/$1/iommu_group")"; } # BDF
