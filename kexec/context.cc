@@ -144,10 +144,13 @@ void Context::print(std::string_view text) {
 }
 
 void Context::note(std::string_view line) const {
-  if (!quiet) fmt::print(stderr, "holdfast: {}\n", line);
+  if (quiet) return;
+  std::fflush(stdout);  // where both go to one file nothing lands in the middle of a document
+  fmt::print(stderr, "holdfast: {}\n", line);
 }
 
 int Context::report(const Error& error) {
+  std::fflush(stdout);
   fmt::print(stderr, "holdfast: {}\n", error.message());
   if (json && !printed_) {
     Json document = json_document("error");

@@ -5,7 +5,7 @@
 #
 #   both          nothing that concerns either: one restore adopts both
 #   CODE          the first is refused with it, both values named, and blocked, held and parked as it
-#                 is; the second is adopted by the same command, exit 6; the first is released
+#                 is; the second is adopted by the same command, exit 6, taken, and ends; the first is released
 #   removed       the second is out of its slot: refused, the first adopted by the same command, also when
 #                 its IOMMU group has another number now (…-first); what is left of the second is released
 #   release       nothing; the first is adopted with --only, the second released; a mapping that was to
@@ -102,9 +102,13 @@ refused() {
   is_parked_alone "$NIC"
   is_blocked "$NIC"
   is_running "$SECOND" || fail "the second was stopped"
+  # What is back is not kept waiting: it is taken, goes on, unmaps, ends, and is not looked for again.
+  take vm1 /dev/dax1.0
+  arena_is restoring
+  still_partly vm1 vm0 "$1"
+  is_blocked "$NIC"
   release_it vm0 "$NIC"
   arena_is recording
-  take vm1 /dev/dax1.0
 }
 
 # partly TAKEN REFUSED CODE DAX: one restore adopts the one and does not take up the other.
