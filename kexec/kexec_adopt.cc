@@ -129,7 +129,10 @@ std::vector<std::string> obstacles(const BootImage& image, const CommandLine& ne
 }  // namespace
 
 Result<void> need_armed_holds(const Host& host, const Manifest& manifest) {
-  if (manifest.seal.policy != Policy::kAdopt) return {};
+  // Under adopt-or-remap nobody was told to stop if the freeze could hold everything.
+  const Seal& seal = manifest.seal;
+  if (seal.policy == Policy::kRemap) return {};
+  if (seal.policy == Policy::kAdoptOrRemap && seal.enforcement != Enforcement::kEnforced) return {};
   const auto opted_in = [](const ContainerRecord& record) {
     return record.container.kind == ContainerKind::kType1Preserved;
   };

@@ -68,8 +68,8 @@ enum class LoadCall { kFile, kSegments };  ///< kexec_file_load(2), kexec_load(2
 
 /// Whether the running kernel goes on with every device that this generation was frozen to adopt.
 /// Its holds are armed for one image: loading another by any means disarms them, and is refused
-/// here as HF-KEXEC-OTHER (exit 5), naming the device. Nothing to ask under another policy than
-/// adopt, or where no container opted in.
+/// here as HF-KEXEC-OTHER (exit 5), naming the device. Nothing to ask where the devices were told
+/// to stop (policy remap, or adopt-or-remap without holds), or where no container opted in.
 [[nodiscard]] Result<void> need_armed_holds(const Host& host, const Manifest& manifest);
 
 /// "128M", "0x40000000", "64k": the kernel's memparse(), of all of `text`.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 
 namespace holdfast::restore {
 namespace {
@@ -26,8 +27,14 @@ Blocked block(const Device& device, const Result<Parked>& parked, kernel::Port& 
     return out;
   };
   if (!parked) return failed(Error(parked.error()).in("what is parked"));
-  if (!keeps_parked(*parked, device.bdf))
+  if (!keeps_parked(*parked, device.bdf)) {
+    const auto taken = port.is_taken(device);
+    if (taken && !*taken) {
+      out.state = Blocked::State::kCut;
+      return out;
+    }
     return failed(fail("device " + device.bdf, "is not parked: somebody has its domain").error());
+  }
   auto was_on = port.block(device);
   if (was_on) {
     out.state = *was_on ? Blocked::State::kNow : Blocked::State::kAlready;
@@ -36,6 +43,29 @@ Blocked block(const Device& device, const Result<Parked>& parked, kernel::Port& 
   } else {
     return failed(std::move(was_on).error());
   }
+  return out;
+}
+
+/// What the kernel has in the container's domains and the record does not: it writes through the
+/// same tables, a function of the same group for instance.
+std::vector<std::string> unrecorded(const std::vector<Device>& recorded, const Parked& parked) {
+  std::vector<std::string> out;
+  const auto known = [&](const std::string& bdf) {
+    return std::ranges::find(recorded, bdf, &Device::bdf) != recorded.end();
+  };
+  for (const auto& domain : parked)
+    if (std::ranges::any_of(domain.devices, known))
+      std::ranges::copy_if(domain.devices, std::back_inserter(out),
+                           [&](const auto& bdf) { return !known(bdf); });
+  return out;
+}
+
+Blocked block_unrecorded(const std::string& bdf, const Result<Parked>& parked, kernel::Port& port) {
+  auto device = port.describe_device(bdf);
+  if (device) return block(*device, parked, port);
+  Blocked out{.device = bdf, .state = Blocked::State::kFailed, .why = std::move(device).error()};
+  if (out.why->sys_errno == ENOENT || out.why->sys_errno == ENODEV)
+    out.state = Blocked::State::kGone;
   return out;
 }
 
@@ -50,6 +80,8 @@ std::string line(const Blocked& item) {
       return fmt::format("device {}: was blocked already, bus mastering is off", item.device);
     case Blocked::State::kGone:
       return fmt::format("device {}: is not there", item.device);
+    case Blocked::State::kCut:
+      return fmt::format("device {}: is in no preserved domain, and reaches nothing", item.device);
     case Blocked::State::kFailed:
       break;
   }
@@ -109,11 +141,18 @@ Plan block_devices(Plan plan, kernel::Port& port, RestoreLog& log,
   const auto parked = port.parked();
   for (ContainerPlan& container : plan.containers) {
     if (!container.blocks) continue;
-    for (const Device& device : container.record->container.devices) {
+    const auto& recorded = container.record->container.devices;
+    for (const Device& device : recorded) {
       before_call();
       container.blocked.push_back(block(device, parked, port));
       tell(log, container.name, container.blocked.back());
     }
+    if (parked)
+      for (const std::string& bdf : unrecorded(recorded, *parked)) {
+        before_call();
+        container.blocked.push_back(block_unrecorded(bdf, parked, port));
+        tell(log, container.name, container.blocked.back());
+      }
     add_to(container.refusals.front(), container);
   }
   return plan;

@@ -12,12 +12,13 @@
 
 namespace holdfast::restore {
 
-/// Blocks each device of every container that the plan blocks (ContainerPlan::blocks): its bus
-/// mastering goes off, and nothing else is touched. Only what the kernel keeps parked, as nobody
-/// else has it then, and only if it is still the recorded device. The plan comes back with what
-/// became of them: in ContainerPlan::blocked, and in cause, details and remedy of the container's
-/// first refusal. `log` hears of each that was blocked now or could not be. A plan that is refused
-/// for its policy comes back as it was. Run again it finds them blocked.
+/// Blocks each device of every container that the plan blocks (ContainerPlan::blocks), and what the
+/// kernel has in the same domains besides: its bus mastering goes off, and nothing else is touched.
+/// Only what the kernel keeps parked, as nobody else has it then, and only if it is still the
+/// recorded device. The plan comes back with what became of them: in ContainerPlan::blocked, and in
+/// cause, details and remedy of the container's first refusal. `log` hears of each that was blocked
+/// now or could not be. A plan that is refused for its policy comes back as it was. Run again it
+/// finds them blocked.
 [[nodiscard]] Plan block_devices(Plan plan, kernel::Port& port, RestoreLog& log,
                                  const std::function<void()>& before_call);
 

@@ -291,7 +291,7 @@ Plan make_plan(const PlanInput& input) {
       if (!contains(input.logged, found.name)) add_rest(input, container);
     } else if (!found.problems.empty()) {
       container.refusals = found.problems;
-      container.blocks = found.reach.changed;
+      container.blocks = found.reach.changed && !contains(input.taken, found.name);
     } else {
       choose(input, *record, found, container);
       if (container.strategy != Strategy::kRefuse) add_steps(input, *record, found, container);

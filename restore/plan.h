@@ -70,6 +70,7 @@ struct Blocked {
     kAlready = 1,  ///< it was off
     kGone = 2,     ///< there is no such device
     kFailed = 3,   ///< it may go on: see `why`
+    kCut = 4,      ///< it is in no preserved domain, and reaches nothing
   };
   std::string device;  ///< BDF
   State state = State::kNow;
@@ -127,6 +128,8 @@ struct PlanInput {
   std::optional<uint64_t> memlock_limit{};
   std::vector<std::string> settled{};  ///< done in this boot and held, or taken by their owner
   std::vector<std::string> logged{};   ///< of those, what the restore log already calls done
+  /// Their owner took them since, and may have changed them: that they differ means nothing.
+  std::vector<std::string> taken{};
 };
 
 /// What to type about a container that is not up while others may be.

@@ -132,6 +132,8 @@ std::string_view blocked_name(Blocked::State state) {
       return "now";
     case Blocked::State::kAlready:
       return "already";
+    case Blocked::State::kCut:
+      return "cut";
     case Blocked::State::kGone:
       return "gone";
     case Blocked::State::kFailed:

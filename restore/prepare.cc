@@ -152,7 +152,8 @@ Result<Prepared> prepare(const arena::Reader& reader, kernel::Port& port, const 
                         .allow_weaker = request.allow_weaker,
                         .memlock_limit = request.memlock_limit,
                         .settled = settled,
-                        .logged = logged});
+                        .logged = logged,
+                        .taken = out.log.taken});
   for (const auto& name : settled)
     if (contains(logged, name)) out.settled.push_back(name);
   return out;

@@ -42,8 +42,9 @@ void Server::Impl::probe() {
 bool Server::Impl::has_taken(const Peer& peer) const {
   return std::ranges::any_of(registry.containers(), [&](const auto& item) {
     const ContainerEntry& entry = item.second;
-    const bool has =
-        entry.client == peer.id || (entry.client == 0 && same_process(entry.owner, peer.who.owner));
+    const bool has = entry.client == peer.id ||
+                     (entry.client == 0 && same_process(entry.owner, peer.who.owner)) ||
+                     is_orphan(entry, peer);
     return has && writer.is_taken(entry.name);
   });
 }
@@ -180,7 +181,8 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
     known = registry.container(message.name);
   }
   Container container;
-  const bool same_owner = known != nullptr && same_process(known->owner, peer.who.owner);
+  const bool same_owner =
+      known != nullptr && (same_process(known->owner, peer.who.owner) || is_orphan(*known, peer));
   if (known != nullptr && (known->client != 0 || custody.holds(known->name) || !same_owner))
     return refuse(Exit::kRefused, "HF-NAME-TAKEN", object,
                   fmt::format("is {}{}", known->client != 0 ? "registered by " : "kept for ",

@@ -85,7 +85,7 @@ void Server::Impl::reap() {
       over.push_back(id);
     } else if (why && entry.hold_seconds != 0) {
       entry.expires = Clock::now() + std::chrono::seconds(entry.hold_seconds);
-    } else if ((why || !is_alive(entry.owner)) && !is_parked(entry)) {
+    } else if ((why || !is_alive(entry.owner)) && !is_parked(entry) && (why || !is_in_use(entry))) {
       over.push_back(id);
     }
   }
@@ -106,6 +106,19 @@ bool Server::Impl::is_parked(const ContainerEntry& entry) const {
       return std::ranges::find(devices, bdf, &Device::bdf) != devices.end();
     });
   });
+}
+
+bool Server::Impl::is_in_use(const ContainerEntry& entry) const {
+  if (std::ranges::find(restored_before, entry.name) == restored_before.end()) return false;
+  return std::ranges::any_of(devices_of(writer.live(), entry.name), [&](const Device& device) {
+    return port.is_taken(device).value_or(true);  // not known: what is forgotten has no owner
+  });
+}
+
+bool Server::Impl::is_orphan(const ContainerEntry& entry, const Peer& peer) const {
+  return entry.client == 0 && entry.taker == 0 && !custody.holds(entry.name) &&
+         (entry.owner.uid == peer.who.owner.uid || is_privileged(peer.who.owner.uid)) &&
+         !is_alive(entry.owner) && is_in_use(entry);
 }
 
 Result<void> Server::Impl::set_hold(ContainerEntry& entry, uint64_t seconds) {

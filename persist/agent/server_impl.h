@@ -137,6 +137,11 @@ struct Server::Impl {
   void reap();
   /// Of restored_before, and kept by the kernel: not to be forgotten.
   [[nodiscard]] bool is_parked(const ContainerEntry& entry) const;
+  /// Of restored_before, and somebody has its domain: who took it, when the agent before this one
+  /// did not live to record him.
+  [[nodiscard]] bool is_in_use(const ContainerEntry& entry) const;
+  /// In use, its recorded owner dead, nothing of it here: the peer may register it as its own.
+  [[nodiscard]] bool is_orphan(const ContainerEntry& entry, const Peer& peer) const;
   /// Ends custody and the record of a container.
   void drop_container(uint32_t id);
   void drop_unused_regions(ClientId client);

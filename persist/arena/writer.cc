@@ -73,7 +73,8 @@ Result<void> Writer::Impl::recover() {
     const bool restoring =
         root.state == ArenaState::kRestoring || root.state == ArenaState::kRefused;
     // Files, events and the way out (discard) still work; recording and freezing do not.
-    if (restoring && fall_back())
+    // Only what is there and wrong: what could not be read or written this time may be whole.
+    if (restoring && replayed.error().code == "HF-JOURNAL-DAMAGED" && fall_back())
       left_out = replayed.error().headline();
     else
       journal_damage = replayed.error().message();

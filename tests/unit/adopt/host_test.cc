@@ -241,6 +241,11 @@ TEST_F(PatchedHost, ExecIsRefusedWhenAnotherImageWasLoadedAfterTheFreeze) {
   EXPECT_FALSE(need_armed_holds(host_, frozen)) << "given up since";
   frozen.seal.policy = Policy::kRemap;
   EXPECT_TRUE(need_armed_holds(host_, frozen)) << "its devices stop, and were told so";
+  frozen.seal.policy = Policy::kAdoptOrRemap;
+  frozen.seal.enforcement = Enforcement::kAgreed;
+  EXPECT_TRUE(need_armed_holds(host_, frozen)) << "so were these";
+  frozen.seal.enforcement = Enforcement::kEnforced;
+  EXPECT_FALSE(need_armed_holds(host_, frozen)) << "held, and never told to stop";
   frozen.seal.policy = Policy::kAdopt;
   vm0.container.kind = ContainerKind::kType1;
   EXPECT_TRUE(need_armed_holds(host_, frozen)) << "it never opted in";

@@ -330,6 +330,12 @@ TEST_F(HalfBack, AConfirmationWhoseAnswerWasLostStillCounts) {
     auto writer = arena::Writer::open(arena());
     ASSERT_TRUE(writer) << writer.error().message();
     ASSERT_TRUE(writer->restore_taken("vm0"));
+    // Who is on record is a process of the old kernel.
+    const Manifest manifest = writer->live();
+    Container changed = manifest.find("vm0")->container;
+    changed.owner.pid = 0x7ffffff0;
+    ASSERT_TRUE(writer->update_container(changed));
+    ASSERT_TRUE(writer->commit());
   }
   EXPECT_LT(hf_taken_confirm(vm->taken, &vm->error), 0);
   EXPECT_EQ(vm->map(0x5000), -EBUSY) << "it cannot know";

@@ -308,6 +308,8 @@ TEST_F(Blocking, WhatSomebodyHasIsLeftToHim) {
    public:
     using ForwardingPort::ForwardingPort;
     Result<std::vector<Parked>> parked() override { return std::vector<Parked>(); }
+    Result<bool> is_taken(const Device&) override { return taken; }
+    bool taken = true;
   };
   cross_both();
   damage_leaf();
@@ -316,6 +318,55 @@ TEST_F(Blocking, WhatSomebodyHasIsLeftToHim) {
   EXPECT_THAT(why_second(report),
               AllOf(HasSubstr("NOT BLOCKED"), HasSubstr("is not parked: somebody has its domain")));
   EXPECT_TRUE(second_runs());
+}
+
+TEST_F(Blocking, WhatReachesNothingNeedsNoBlocking) {
+  class Cut : public holdfast::testing::ForwardingPort {
+   public:
+    using ForwardingPort::ForwardingPort;
+    Result<std::vector<Parked>> parked() override { return std::vector<Parked>(); }
+    Result<bool> is_taken(const Device&) override { return false; }
+  };
+  cross_both();
+  damage_leaf();
+  Cut through(*port);
+  const auto report = restore(shelf, {}, {}, &through);
+  EXPECT_THAT(why_second(report), AllOf(HasSubstr("is in no preserved domain, and reaches nothing"),
+                                        Not(HasSubstr("NOT BLOCKED"))));
+  EXPECT_THAT(blocked_events, IsEmpty());
+}
+
+// A function of the same group that was opened and never registered writes through the same tables.
+TEST_F(Blocking, WhatTheKernelHasInTheSameDomainIsBlockedWithIt) {
+  class Grouped : public holdfast::testing::ForwardingPort {
+   public:
+    using ForwardingPort::ForwardingPort;
+    Result<std::vector<Parked>> parked() override {
+      HOLDFAST_TRY_ASSIGN(auto out, ForwardingPort::parked());
+      for (auto& domain : out)
+        if (domain.devices.front() == kSecondBdf) domain.devices.emplace_back("0000:00:05.1");
+      return out;
+    }
+    Result<Device> describe_device(const std::string& bdf) override {
+      if (bdf != "0000:00:05.1") return ForwardingPort::describe_device(bdf);
+      Device out;
+      out.bdf = bdf;
+      return out;
+    }
+    Result<bool> block(const Device& device) override {
+      asked.push_back(device.bdf);
+      if (device.bdf == "0000:00:05.1") return true;
+      return ForwardingPort::block(device);
+    }
+    std::vector<std::string> asked;
+  };
+  cross_both();
+  damage_leaf();
+  Grouped through(*port);
+  const auto report = restore(shelf, {}, {}, &through);
+  EXPECT_THAT(through.asked, ElementsAre(kSecondBdf, "0000:00:05.1"));
+  EXPECT_THAT(why_second(report), HasSubstr("; blocked: device 0000:00:05.0, 0000:00:05.1"));
+  EXPECT_THAT(blocked_events, SizeIs(2));
 }
 
 TEST_F(Blocking, OneThatCannotBeBlockedIsSaidAloudAndTheOtherIsTakenUp) {
