@@ -35,7 +35,7 @@ struct Story {
   Findings findings;
   Policy asked = Policy::kAdoptOrRemap;
   bool allow_weaker = false;
-  std::vector<std::string> settled, logged;
+  std::vector<std::string> settled, logged, taken;
   std::optional<uint64_t> memlock_limit;
 
   Story() {
@@ -91,7 +91,8 @@ struct Story {
                       .allow_weaker = allow_weaker,
                       .memlock_limit = memlock_limit,
                       .settled = settled,
-                      .logged = logged});
+                      .logged = logged,
+                      .taken = taken});
   }
 };
 
@@ -99,6 +100,18 @@ std::vector<Verb> verbs(const ContainerPlan& plan) {
   std::vector<Verb> out;
   for (const auto& step : plan.steps) out.push_back(step.verb);
   return out;
+}
+
+TEST(Plan, WhatChangedIsBlockedUnlessItsOwnerHasTakenItSince) {
+  Story story;
+  story.found().problems.push_back(
+      refuse(Exit::kVerification, "HF-TABLE-DIFFERS", "container vm0", "differs").error());
+  EXPECT_FALSE(story.plan().containers.at(0).blocks) << "it is not known that they changed";
+  story.found().reach.changed = true;
+  EXPECT_TRUE(story.plan().containers.at(0).blocks);
+  story.taken = {"vm0"};
+  EXPECT_FALSE(story.plan().containers.at(0).blocks) << "he may have changed them himself";
+  EXPECT_TRUE(story.plan().refusal()) << "and still it is not taken up";
 }
 
 TEST(Plan, AdoptsWhereEverythingIsProven) {
