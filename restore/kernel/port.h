@@ -197,6 +197,9 @@ class Port {
   // -- hand over, type1 VADDR -------------------------------------------------------------------
   /// Invalidates the virtual addresses of every mapping; DMA goes on.
   virtual Result<void> suspend_vaddr(BorrowedFd container) = 0;
+  /// The same for the mappings that lie in [iova, iova+size), whole: returns their bytes. EINVAL,
+  /// with nothing changed: one is cut by the range, or has no address already.
+  virtual Result<uint64_t> suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) = 0;
   /// Gives one mapping a new virtual address in the caller's address space.
   virtual Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
                                     void* vaddr) = 0;

@@ -243,6 +243,10 @@ Result<void> Type1Port::suspend_vaddr(BorrowedFd container) {
   return {};
 }
 
+Result<uint64_t> Type1Port::suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) {
+  return sys::vfio_unmap_dma(container, sys::kUnmapVaddr, iova, size);
+}
+
 Result<void> Type1Port::resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
                                      void* vaddr) {
   return sys::vfio_map_dma(container, sys::kMapVaddr, reinterpret_cast<uintptr_t>(vaddr), iova,

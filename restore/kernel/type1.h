@@ -59,6 +59,7 @@ class Type1Port : public Port {
   Result<void> check_device(BorrowedFd fd) override;
 
   Result<void> suspend_vaddr(BorrowedFd container) override;
+  Result<uint64_t> suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) override;
   Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
                             void* vaddr) override;
 

@@ -48,6 +48,7 @@ class AnsweringPort : public kernel::Port {
   Result<void> check_container(BorrowedFd) override { return not_asked(); }
   Result<void> check_device(BorrowedFd) override { return not_asked(); }
   Result<void> suspend_vaddr(BorrowedFd) override { return not_asked(); }
+  Result<uint64_t> suspend_vaddr(BorrowedFd, uint64_t, uint64_t) override { return not_asked(); }
   Result<void> resume_vaddr(BorrowedFd, uint64_t, uint64_t, void*) override { return not_asked(); }
 
  private:

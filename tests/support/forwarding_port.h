@@ -56,6 +56,9 @@ class ForwardingPort : public kernel::Port {
   Result<void> check_container(BorrowedFd fd) override { return to_.check_container(fd); }
   Result<void> check_device(BorrowedFd fd) override { return to_.check_device(fd); }
   Result<void> suspend_vaddr(BorrowedFd container) override { return to_.suspend_vaddr(container); }
+  Result<uint64_t> suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) override {
+    return to_.suspend_vaddr(container, iova, size);
+  }
   Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
                             void* vaddr) override {
     return to_.resume_vaddr(container, iova, size, vaddr);

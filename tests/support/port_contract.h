@@ -239,6 +239,33 @@ TEST_P(PortContract, SuspendedMappingsTakeANewAddressEachOnce) {
   EXPECT_TRUE(port().suspend_vaddr(container));
 }
 
+TEST_P(PortContract, OfSuspendedMappingsOnlyThoseInTheRangeLoseTheirAddress) {
+  attach();
+  if (port().probe()->update_vaddr.answer == kernel::Answer::kNo) {
+    EXPECT_FALSE(port().suspend_vaddr(container, kIova, kPage));
+    return;
+  }
+  for (uint64_t i = 0; i < 4; ++i)
+    ASSERT_EQ(map(kIova + 2 * i * kPage, 2 * kPage, 2 * i * kPage), 0);
+  const auto suspend = [&](uint64_t iova, uint64_t size) {
+    return port().suspend_vaddr(container, iova, size);
+  };
+  auto again = MappedRange::map(fd, 0, 8 << 20, MappedRange::Mode::kReadWrite);
+  ASSERT_TRUE(again);
+  const auto resume = [&](uint64_t iova) {
+    return code(port().resume_vaddr(container, iova, 2 * kPage, again->data() + (iova - kIova)));
+  };
+  EXPECT_EQ(code(suspend(kIova + kPage, 3 * kPage)), EINVAL);  // cuts the first
+  EXPECT_EQ(code(suspend(kIova, 3 * kPage)), EINVAL);          // cuts the second
+  EXPECT_EQ(*suspend(kIova + 2 * kPage, 4 * kPage), 4 * kPage);
+  EXPECT_EQ(code(suspend(kIova, 8 * kPage)), EINVAL);  // two have none already
+  EXPECT_EQ(resume(kIova), EINVAL);                    // and the others kept theirs
+  EXPECT_EQ(resume(kIova + 2 * kPage), 0);
+  EXPECT_EQ(resume(kIova + 4 * kPage), 0);
+  EXPECT_EQ(resume(kIova + 6 * kPage), EINVAL);
+  EXPECT_EQ(*suspend(kIova + 8 * kPage, kPage), 0u);  // nothing is mapped there
+}
+
 TEST_P(PortContract, DescribesItsDeviceAndRegionTheSameTwice) {
   const Device device = lab->device();
   auto described = port().describe_device(device.bdf);

@@ -263,6 +263,8 @@ int Server::container_call(const Client& client, const Request& request, uint64_
       return 0;
     case Call::kSuspend:
       return state_.suspend(container);
+    case Call::kSuspendRange:
+      return state_.suspend(container, args[0], args[1], reply.values[0]);
     case Call::kResume:
       return state_.resume(container, args[0], args[1], args[2], client.pid);
     default:

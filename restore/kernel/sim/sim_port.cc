@@ -402,6 +402,14 @@ Result<void> SimPort::suspend_vaddr(BorrowedFd container) {
   return {};
 }
 
+Result<uint64_t> SimPort::suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) {
+  HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kSuspendRange, container, {iova, size}));
+  if (reply.error != 0)
+    return fail_errno(reply.error, range_text(container, iova, size),
+                      "VFIO_IOMMU_UNMAP_DMA with VADDR");
+  return reply.values[0];
+}
+
 Result<void> SimPort::resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
                                    void* vaddr) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kResume, container,

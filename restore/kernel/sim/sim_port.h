@@ -58,6 +58,7 @@ class SimPort : public kernel::Port {
   Result<void> check_device(BorrowedFd fd) override;
 
   Result<void> suspend_vaddr(BorrowedFd container) override;
+  Result<uint64_t> suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) override;
   Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
                             void* vaddr) override;
 

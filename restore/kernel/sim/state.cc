@@ -409,6 +409,25 @@ int State::suspend(uint64_t id) {
   return 0;
 }
 
+int State::suspend(uint64_t id, uint64_t iova, uint64_t size, uint64_t& bytes) {
+  bytes = 0;
+  ContainerState* container = container_of(id);
+  if (container == nullptr) return EBADF;
+  if (!options_.update_vaddr || !container->domain) return EINVAL;
+  if (size == 0 || !is_aligned(iova | size, kPageSize)) return EINVAL;
+  const auto end = checked_add(iova, size);
+  if (!end) return EINVAL;
+  const auto first = overlapping(container->dmas, iova, size);
+  auto last = first;
+  for (; last != container->dmas.end() && last->second.iova < *end; ++last) {
+    const Dma& dma = last->second;
+    if (!dma.vaddr_valid || dma.iova < iova || dma.iova + dma.size > *end) return EINVAL;
+    bytes += dma.size;
+  }
+  for (auto it = first; it != last; ++it) it->second.vaddr_valid = false;
+  return 0;
+}
+
 int State::resume(uint64_t id, uint64_t iova, uint64_t size, uint64_t vaddr, int32_t owner) {
   ContainerState* container = container_of(id);
   if (container == nullptr) return EBADF;

@@ -109,6 +109,7 @@ class State {
   int unmap(uint64_t container, uint64_t iova, uint64_t size, uint64_t& unmapped);
   int forget(uint64_t container, uint64_t iova, uint64_t size);
   int suspend(uint64_t container);
+  int suspend(uint64_t container, uint64_t iova, uint64_t size, uint64_t& bytes);
   int resume(uint64_t container, uint64_t iova, uint64_t size, uint64_t vaddr, int32_t owner);
   int hold(uint64_t container, bool on);
   const ContainerState* find(uint64_t container) const;

@@ -26,6 +26,7 @@ enum class Call : uint32_t {
   kHold,           ///< fd container, args: on
   kRoots,          ///< fd container → count, root, levels, domain id
   kSuspend,        ///< fd container
+  kSuspendRange,   ///< fd container, args: iova, size → bytes
   kResume,         ///< fd container, args: iova, size, vaddr
   kBusMaster,      ///< fd device, args: on
   kStatistics,     ///< args: pid → see SimPort::Statistics
