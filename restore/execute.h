@@ -48,7 +48,7 @@ struct Restored {
   std::string name;
   Strategy strategy = Strategy::kAdopt;
   kernel::ContainerLimits limits;
-  UniqueFd container;
+  ContainerFd container;
   std::vector<NamedFd> groups;
   std::vector<NamedFd> devices;
   std::vector<Memory> memory;
@@ -65,7 +65,7 @@ class Custody {
   virtual Result<Restored> withdraw(const std::string& container) = 0;
   /// What an earlier, interrupted run deposited.
   struct Held {
-    BorrowedFd container{-1};
+    ContainerHandle container = BorrowedFd(-1);
     Strategy strategy = Strategy::kAdopt;
   };
   virtual Result<Held> held(const std::string& container) = 0;

@@ -154,8 +154,8 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
   const ContainerEntry* taken = registry.container(message.name);
   HOLDFAST_TRY(may_change(object, taken != nullptr && may_record(*taken)));
   const auto kind = static_cast<ContainerKind>(message.kind);
-  const bool type1 = kind == ContainerKind::kType1 || kind == ContainerKind::kType1Preserved;
-  if (kind != port.kind() && !(type1 && port.kind() == ContainerKind::kType1))
+  kernel::Port* serving = port.serving(kind);
+  if (serving == nullptr)
     return refuse(
         Exit::kUnsupported, "HF-CONTAINER-KIND", object,
         fmt::format("kind {} is not served by this agent ({})", kind_name(kind), port.name()));
@@ -167,9 +167,10 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
     return refuse(Exit::kRefused, "HF-QUOTA", object,
                   fmt::format("hold of {} s; at most {}", message.hold_seconds,
                               options.quotas.max_hold_seconds));
-  if (auto checked = port.check_container(descriptors[0]); !checked)
+  ContainerFd given(std::move(descriptors[0]), message.ioas);
+  if (auto checked = serving->check_container(given); !checked)
     return wrong_descriptor(object, checked.error());
-  HOLDFAST_TRY_ASSIGN(const kernel::ContainerLimits limits, port.limits(descriptors[0]));
+  HOLDFAST_TRY_ASSIGN(const kernel::ContainerLimits limits, serving->limits(given));
 
   ContainerEntry* known = registry.container(message.name);
   if (known != nullptr && known->client != 0) {
@@ -206,10 +207,10 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
     container.devices.clear();
     HOLDFAST_TRY(writer.update_container(container));
     // An agent before this one may have died while it held the container in the kernel.
-    if (capabilities.hold.answer == kernel::Answer::kYes) (void)port.hold(descriptors[0], false);
+    if (capabilities.hold.answer == kernel::Answer::kYes) (void)serving->hold(given, false);
   }
   Holding holding;
-  holding.container = std::move(descriptors[0]);
+  holding.container = std::move(given);
   HOLDFAST_TRY(custody.deposit(message.name, std::move(holding), Custody::Why::kOwned));
   ContainerEntry entry;
   if (known != nullptr) entry.incomplete = known->incomplete;
@@ -231,16 +232,19 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
 Result<protocol::Ack> Server::Impl::register_device(Peer& peer,
                                                     const protocol::RegisterDevice& message,
                                                     std::vector<UniqueFd>& descriptors) {
-  HOLDFAST_TRY(expect_descriptors(descriptors, 2, "REGISTER_DEVICE"));
+  const bool grouped = (message.flags & protocol::kDeviceWithoutGroup) == 0;
+  HOLDFAST_TRY(expect_descriptors(descriptors, grouped ? 2 : 1, "REGISTER_DEVICE"));
   HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, message.container));
+  if (!grouped) descriptors.insert(descriptors.begin(), UniqueFd());
   const std::string object = fmt::format("device {}", message.bdf);
   HOLDFAST_TRY(may_change(object, may_record(*entry)));
   if (entry->devices >= options.quotas.devices_per_container)
     return refuse(Exit::kRefused, "HF-QUOTA", object,
                   fmt::format("container {} has {} devices already", entry->name, entry->devices));
-  if (auto checked = port.check_device(descriptors[1]); !checked)
+  kernel::Port& serving = port_of(entry->kind);
+  if (auto checked = serving.check_device(descriptors[1]); !checked)
     return wrong_descriptor(object, checked.error());
-  HOLDFAST_TRY_ASSIGN(Device device, port.describe_device(message.bdf));
+  HOLDFAST_TRY_ASSIGN(Device device, serving.describe_device(message.bdf));
   device.consents_to_reinit = (message.flags & protocol::kDeviceConsentsToReinit) != 0;
   const Manifest manifest = writer.live();
   for (const auto& record : manifest.containers)
@@ -255,7 +259,7 @@ Result<protocol::Ack> Server::Impl::register_device(Peer& peer,
   Container container = record->container;
   container.devices.push_back(std::move(device));
   // The address width and the aperture are known only once a device is in the container.
-  if (auto limits = port.limits(holding->container)) {
+  if (auto limits = serving.limits(holding->container)) {
     container.address_width = limits->address_width;
     container.page_sizes = limits->page_sizes;
     container.aperture = limits->aperture;

@@ -13,6 +13,7 @@
 
 #include "persist/base/result.h"
 #include "persist/base/unique_fd.h"
+#include "persist/model/container_fd.h"
 
 namespace holdfast::agent {
 
@@ -29,7 +30,7 @@ struct Holding {
     uint64_t length = 0;  ///< bytes
     UniqueFd fd;
   };
-  UniqueFd container;
+  ContainerFd container;
   std::vector<DeviceDescriptors> devices;
   std::vector<Memory> memory;
 };

@@ -194,7 +194,7 @@ Result<void> Server::Impl::FreezeRun::hold() {
   for (auto& item : items) {
     owned = owned && item.entry->client != 0;
     if (agent.capabilities.hold.answer != kernel::Answer::kYes || !item.fd.valid()) continue;
-    auto outcome = agent.port.hold(item.fd, true);
+    auto outcome = agent.port_of(item.entry->kind).hold(item.fd, true);
     if (!outcome && report.adoptable) {
       if (asked.policy == Policy::kAdopt)
         return pass(std::move(outcome).error(), "hold container " + item.entry->name);
@@ -270,7 +270,7 @@ Result<void> Server::Impl::FreezeRun::run() {
 void Server::Impl::FreezeRun::take_back(const Error& why) {
   agent.writer.unstage_tables();
   for (auto& item : items)
-    if (item.held) (void)agent.port.hold(item.fd, false);
+    if (item.held) (void)agent.port_of(item.entry->kind).hold(item.fd, false);
   agent.freezing = false;
   agent.barrier = ring::Barrier::kOpen;
   agent.refresh_barriers();

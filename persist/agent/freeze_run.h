@@ -28,7 +28,7 @@ struct Server::Impl::FreezeRun {
   };
   struct Item {
     ContainerEntry* entry = nullptr;
-    BorrowedFd fd{-1};
+    ContainerHandle fd = BorrowedFd(-1);
     std::unique_ptr<kernel::TableSource> tables;
     std::vector<Domain> domains;       ///< not empty where there are tables
     pagetable::ContextPages contexts;  ///< of its devices, read behind the hold

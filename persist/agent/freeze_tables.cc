@@ -38,7 +38,8 @@ Result<void> Server::Impl::FreezeRun::find_tables(Item& item) {
     item.problem = "its tables cannot be read";
     return {};
   }
-  auto source = agent.port.tables_of(item.fd, devices_of(agent.writer.live(), item.entry->name));
+  auto source = agent.port_of(item.entry->kind)
+                    .tables_of(item.fd, devices_of(agent.writer.live(), item.entry->name));
   if (!source) {
     // Only a kernel that has none to show is a reason to seal without: what could not be looked at
     // may be there.
@@ -148,8 +149,9 @@ Result<void> Server::Impl::FreezeRun::compare(Item& item,
                                               std::span<const pagetable::RegionPlace> places) {
   if (!item.tables) return {};
   // Devices may have come and gone since: these are the domains that count.
-  HOLDFAST_TRY_ASSIGN(item.tables, agent.port.tables_of(
-                                       item.fd, devices_of(agent.writer.live(), item.entry->name)));
+  HOLDFAST_TRY_ASSIGN(item.tables,
+                      agent.port_of(item.entry->kind)
+                          .tables_of(item.fd, devices_of(agent.writer.live(), item.entry->name)));
   HOLDFAST_TRY_ASSIGN(const auto contexts, item.tables->contexts());
   std::vector<pagetable::ContextSlot> slots;
   for (const auto& context : contexts) slots.push_back({context.physical, context.lo, context.hi});

@@ -256,7 +256,7 @@ Result<void> Server::Impl::release(const std::string& name) {
 
 Result<void> Server::Impl::give_up(ContainerEntry& entry) {
   const std::string& name = entry.name;
-  end_hold(port, custody, name);
+  end_hold(port_of(entry.kind), custody, name);
   custody.drop(name);
   auto given_up = give_up_parked(port, devices_of(writer.live(), name));
   if (given_up) return {};
@@ -328,16 +328,17 @@ Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {
     out.reply.labels.push_back({role, id, length, name});
     out.descriptors.push_back(fd);
   };
-  add(protocol::DescriptorRole::kContainer, entry.id, entry.hold_seconds, entry.name,
-      holding->container);
+  add(protocol::DescriptorRole::kContainer, holding->container.ioas(), entry.hold_seconds,
+      entry.name, holding->container);
   const std::vector<Device> known = devices_of(writer.live(), entry.name);
   for (const auto& device : holding->devices) {
     if (device.group.valid()) add(protocol::DescriptorRole::kGroup, 0, 0, device.bdf, device.group);
     const auto recorded = std::ranges::find(known, device.bdf, &Device::bdf);
     const bool consents = recorded != known.end() && recorded->consents_to_reinit;
+    const uint32_t flags = (consents ? protocol::kDeviceConsentsToReinit : 0) |
+                           (device.group.valid() ? 0 : protocol::kDeviceWithoutGroup);
     if (device.device.valid())
-      add(protocol::DescriptorRole::kDevice, consents ? protocol::kDeviceConsentsToReinit : 0, 0,
-          device.bdf, device.device);
+      add(protocol::DescriptorRole::kDevice, flags, 0, device.bdf, device.device);
   }
   std::vector<Mapping> mappings;
   mappings.reserve(writer.mapping_count(entry.id));
@@ -388,7 +389,7 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
   // kernel refuses, the hand-over is not confirmed: the taker still has everything and may try
   // again.
   if (const Holding* held = custody.find(entry.name); held != nullptr && held->container.valid())
-    if (auto ended = port.hold(held->container, false); !ended)
+    if (auto ended = port_of(entry.kind).hold(held->container, false); !ended)
       return pass(std::move(ended).error(), "end the hold of container " + entry.name);
   entry.taker = 0;
   entry.expires.reset();

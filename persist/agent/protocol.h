@@ -122,13 +122,17 @@ struct RegisterContainer {
   uint32_t kind = 0;          ///< ContainerKind
   uint32_t hold_seconds = 0;  ///< custody after the owner's death
   uint32_t flags = 0;         ///< none yet
+  uint32_t ioas = 0;          ///< iommufd: the address space in the descriptor; 0 for other kinds
   std::string name;
   bool operator==(const RegisterContainer&) const = default;
-  void fields(auto& visit) { visit(kind), visit(hold_seconds), visit(flags), visit(name); }
+  void fields(auto& visit) {
+    visit(kind), visit(hold_seconds), visit(flags), visit(ioas), visit(name);
+  }
 };
 
 inline constexpr uint32_t kDeviceConsentsToReinit = 1;
-/// Descriptors: group, device. Answer: ACK{}.
+inline constexpr uint32_t kDeviceWithoutGroup = 2;  ///< kinds without groups: the device alone
+/// Descriptors: group, device; with kDeviceWithoutGroup the device. Answer: ACK{}.
 struct RegisterDevice {
   static constexpr MessageType kType = MessageType::kRegisterDevice;
   uint32_t container = 0;
@@ -192,7 +196,7 @@ struct Take {
 };
 
 enum class DescriptorRole : uint32_t {
-  kContainer = 1,  ///< length: its hold_seconds
+  kContainer = 1,  ///< id: iommufd's address space, else 0; length: its hold_seconds
   kGroup = 2,      ///< name: the device's BDF
   kDevice = 3,     ///< id: its flags, as REGISTER_DEVICE has them; name: the BDF
   kMemory = 4,     ///< id: the region; name: its name; length: its bytes

@@ -34,6 +34,12 @@ struct Server::Impl {
   ServerOptions options;
   arena::Writer writer;
   kernel::Port& port;
+  /// Who speaks for containers of that kind. Registered ones have somebody; for a record that came
+  /// from an agent which served more, whoever answers here knows nothing of its descriptors.
+  [[nodiscard]] kernel::Port& port_of(ContainerKind kind) const {
+    kernel::Port* serving = port.serving(kind);
+    return serving == nullptr ? port : *serving;
+  }
   Custody custody;
   Registry registry;
   kernel::Capabilities capabilities;  ///< asked at the start and at each registration

@@ -11,12 +11,16 @@ namespace holdfast::agent {
 
 void Server::Impl::hold_all(bool held) {
   if (capabilities.hold.answer != kernel::Answer::kYes) return;
-  for (const auto& name : custody.names())
-    if (const Holding* holding = custody.find(name); holding->container.valid())
-      // A hold that the kernel does not end is no reason to stay frozen: its owner is told so by
-      // its next map, and the operator by the event.
-      if (auto outcome = port.hold(holding->container, held); !outcome && !held)
-        remember(std::move(outcome).error().in("container " + name));
+  for (const auto& name : custody.names()) {
+    const Holding* holding = custody.find(name);
+    if (!holding->container.valid()) continue;
+    const ContainerEntry* entry = registry.container(name);
+    kernel::Port& serving = entry == nullptr ? port : port_of(entry->kind);
+    // A hold that the kernel does not end is no reason to stay frozen: its owner is told so by its
+    // next map, and the operator by the event.
+    if (auto outcome = serving.hold(holding->container, held); !outcome && !held)
+      remember(std::move(outcome).error().in("container " + name));
+  }
 }
 
 Result<void> Server::Impl::thaw() {
@@ -42,7 +46,8 @@ Result<Json> Server::Impl::recheck() {
   for (auto& [id, entry] : registry.containers()) {
     const Holding* holding = custody.find(entry.name);
     if (holding == nullptr || !holding->container.valid()) continue;
-    auto source = port.tables_of(holding->container, devices_of(manifest, entry.name));
+    auto source =
+        port_of(entry.kind).tables_of(holding->container, devices_of(manifest, entry.name));
     if (!source) {
       // Evidence is "none": there was nothing to compare at the freeze either.
       if (source.error().exit == Exit::kUnsupported) continue;

@@ -40,6 +40,7 @@ struct hf_container {
   std::string name;
   uint32_t kind = 0;
   uint32_t hold_seconds = 0;
+  uint32_t ioas = 0;  ///< iommufd: the address space in `fd`
   holdfast::UniqueFd fd;
   std::vector<Device> devices;  ///< under hf_connection::mutex
 

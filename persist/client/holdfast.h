@@ -95,14 +95,20 @@ HF_API int hf_is_connected(const hf_connection* connection); /* 1 or 0 */
  * mapped (HF-MAP-NOT-RESERVED), unless it is left behind: HF_LEAVE_BEHIND. */
 HF_API int hf_opt_in(int container_fd, hf_error* error);
 
-enum { HF_KIND_TYPE1 = 1, HF_KIND_TYPE1_PRESERVED = 2, HF_KIND_SIM = 5 };
+enum {
+  HF_KIND_TYPE1 = 1,
+  HF_KIND_TYPE1_PRESERVED = 2,
+  HF_KIND_IOMMUFD = 3, /* an address space (IOAS) of /dev/iommu; each is a container of its own */
+  HF_KIND_SIM = 5
+};
 
 typedef struct hf_container_options {
   size_t size;
   const char* name;      /* unique on the host: A-Z a-z 0-9 . _ - */
   uint32_t kind;         /* HF_KIND_... */
-  int fd;                /* duplicated; needs a group attached and its IOMMU set */
+  int fd;                /* duplicated; needs a group attached and its IOMMU set (type1) */
   uint32_t hold_seconds; /* custody after this process' death; 0: none */
+  uint32_t ioas_id;      /* HF_KIND_IOMMUFD: the address space in `fd`; 0 for other kinds */
 } hf_container_options;
 
 HF_API int hf_register_container(hf_connection* connection, const hf_container_options* options,
@@ -112,6 +118,7 @@ HF_API int hf_unregister_container(hf_container* container, hf_error* error);
 HF_API int hf_hold(hf_container* container, uint32_t seconds, hf_error* error);
 
 #define HF_CONSENTS_TO_REINIT 1u /* this program re-initialises the device after a reset */
+/* `group_fd` -1: the kind has no groups, as iommufd; the device is bound and attached already. */
 HF_API int hf_register_device(hf_container* container, const char* bdf, int group_fd, int device_fd,
                               uint32_t flags, hf_error* error);
 
@@ -219,6 +226,7 @@ typedef struct hf_taken {
   hf_taken_memory* memory;
   size_t mapping_count;
   hf_mapping* mappings; /* sorted by iova */
+  uint32_t ioas_id;     /* HF_KIND_IOMMUFD: the address space in container_fd; else 0 */
 } hf_taken;
 
 #define HF_TAKE_CONFIRM_LATER                                              \

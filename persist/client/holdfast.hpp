@@ -247,13 +247,14 @@ class Connection {
     return detail::status(hf_reconnect(handle_.get(), &error), error);
   }
   Expected<Container> add_container(const std::string& name, uint32_t kind, int fd,
-                                    uint32_t hold_seconds = 0) {
+                                    uint32_t hold_seconds = 0, uint32_t ioas_id = 0) {
     hf_container_options options{};
     options.size = sizeof options;
     options.name = name.c_str();
     options.kind = kind;
     options.fd = fd;
     options.hold_seconds = hold_seconds;
+    options.ioas_id = ioas_id;
     hf_container* out = nullptr;
     hf_error error{};
     const int outcome = hf_register_container(handle_.get(), &options, &out, &error);

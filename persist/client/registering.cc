@@ -18,6 +18,10 @@ Result<UniqueFd> duplicate(int fd, std::string_view what) {
   return UniqueFd(copy);
 }
 
+bool has_groups(uint32_t kind) {
+  return kind != HF_KIND_IOMMUFD;
+}
+
 /// An optional connection keeps what it is told until there is an agent.
 bool may_wait(const hf_connection& connection) {
   return connection.optional && !connection.recording;
@@ -39,6 +43,7 @@ Result<void> announce(hf_connection& connection, hf_container& container) {
   protocol::RegisterContainer message;
   message.kind = container.kind;
   message.hold_seconds = container.hold_seconds;
+  message.ioas = container.ioas;
   message.name = container.name;
   const std::array<BorrowedFd, 1> fds{container.fd};
   HOLDFAST_TRY_ASSIGN(const protocol::Ack ack, request_ack(connection, message, fds));
@@ -50,10 +55,12 @@ Result<void> announce(hf_connection& connection, hf_container& container,
                       const hf_container::Device& device) {
   protocol::RegisterDevice message;
   message.container = container.id;
-  message.flags = device.flags;
+  message.flags = device.flags & ~protocol::kDeviceWithoutGroup;
   message.bdf = device.bdf;
   const std::array<BorrowedFd, 2> fds{device.group, device.device};
-  HOLDFAST_TRY(request_ack(connection, message, fds));
+  if (!device.group.valid()) message.flags |= protocol::kDeviceWithoutGroup;
+  HOLDFAST_TRY(
+      request_ack(connection, message, std::span(fds).subspan(device.group.valid() ? 0 : 1)));
   return {};
 }
 
@@ -75,6 +82,7 @@ int hf_register_container(hf_connection* connection, const hf_container_options*
     container->name = options.name;
     container->kind = options.kind;
     container->hold_seconds = options.hold_seconds;
+    container->ioas = options.ioas_id;
     auto copy = client::duplicate(options.fd, "container " + container->name);
     if (!copy) return client::report(error, copy.error());
     container->fd = std::move(*copy);
@@ -146,7 +154,9 @@ int hf_register_device(hf_container* container, const char* bdf, int group_fd, i
     hf_container::Device device;
     device.bdf = bdf;
     device.flags = flags;
-    auto group = client::duplicate(group_fd, device.bdf + ": group");
+    const bool grouped = group_fd >= 0 || client::has_groups(container->kind);
+    Result<UniqueFd> group = UniqueFd();
+    if (grouped) group = client::duplicate(group_fd, device.bdf + ": group");
     if (!group) return client::report(error, group.error());
     auto opened = client::duplicate(device_fd, device.bdf + ": device");
     if (!opened) return client::report(error, opened.error());

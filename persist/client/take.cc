@@ -122,6 +122,7 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
       case protocol::DescriptorRole::kContainer: {
         HOLDFAST_TRY_ASSIGN(container->fd, fd.duplicate());
         taken->container_fd = fd.release();
+        taken->ioas_id = container->ioas = label.id;
         container->hold_seconds = static_cast<uint32_t>(label.length);
         break;
       }
@@ -145,7 +146,7 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
     // What the owner before consented to holds when this program connects again.
     for (const auto& label : reply->labels)
       if (label.role == protocol::DescriptorRole::kDevice && label.name == copy.bdf)
-        copy.flags = label.id;
+        copy.flags = label.id & ~protocol::kDeviceWithoutGroup;
     HOLDFAST_TRY_ASSIGN(copy.group, duplicate(device.group_fd));
     HOLDFAST_TRY_ASSIGN(copy.device, duplicate(device.device_fd));
     container->devices.push_back(std::move(copy));

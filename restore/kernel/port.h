@@ -17,6 +17,7 @@
 #include "persist/base/result.h"
 #include "persist/base/unique_fd.h"
 #include "persist/model/container.h"
+#include "persist/model/container_fd.h"
 #include "persist/model/device.h"
 #include "persist/model/mapping.h"
 #include "persist/model/region.h"
@@ -46,6 +47,9 @@ struct Capabilities {
   Capability update_vaddr;       ///< VFIO_UPDATE_VADDR (extension 10)
   Capability unmap_all;          ///< VFIO_UNMAP_ALL (extension 9)
   Capability change_dma_owner;   ///< extension 11
+  Capability iommufd;            ///< containers of iommufd can be made
+  Capability map_file;           ///< IOMMU_IOAS_MAP_FILE
+  Capability change_process;     ///< IOMMU_IOAS_CHANGE_PROCESS
   uint32_t dma_entry_limit = 0;  ///< mappings a new container may hold; 0: not known beforehand
 };
 
@@ -118,6 +122,11 @@ class Port {
 
   [[nodiscard]] virtual std::string_view name() const = 0;
   [[nodiscard]] virtual ContainerKind kind() const = 0;
+  /// Whose verbs a container of that kind takes: this port, one beside it, or nullptr, where
+  /// nothing here serves that kind. Lives as long as this one.
+  [[nodiscard]] virtual Port* serving(ContainerKind kind) {
+    return kind == this->kind() ? this : nullptr;
+  }
 
   /// Touches no device; cheap enough to be asked again.
   virtual Result<Capabilities> probe() = 0;
@@ -137,29 +146,30 @@ class Port {
   virtual Result<UniqueFd> open_region(const Region& region) = 0;
 
   // -- containers ------------------------------------------------------------------------------
-  /// An empty container. `preserved` asks for the kind whose tables outlive the kernel: an error
-  /// with exit 4 where that does not exist.
-  virtual Result<UniqueFd> open_container(bool preserved) = 0;
+  /// An empty container: with iommufd a context of its own with one address space. `preserved` asks
+  /// for the kind whose tables outlive the kernel: an error with exit 4 where that does not exist.
+  virtual Result<ContainerFd> open_container(bool preserved) = 0;
   /// Opens a device's IOMMU group and puts it into the container; the first one also sets the
-  /// container's IOMMU. The group descriptor keeps the membership alive.
-  virtual Result<UniqueFd> attach(BorrowedFd container, const Device& device) = 0;
+  /// container's IOMMU. The group descriptor keeps the membership alive. Kinds without groups open
+  /// the device itself, and open_device() gives another descriptor of it.
+  virtual Result<UniqueFd> attach(ContainerHandle container, const Device& device) = 0;
   /// The device descriptor. On a kernel without adoption this resets the device where it can be.
   virtual Result<UniqueFd> open_device(BorrowedFd group, const Device& device) = 0;
-  virtual Result<ContainerLimits> limits(BorrowedFd container) = 0;
+  virtual Result<ContainerLimits> limits(ContainerHandle container) = 0;
 
-  virtual Result<void> map(BorrowedFd container, const MapRequest& request) = 0;
+  virtual Result<void> map(ContainerHandle container, const MapRequest& request) = 0;
   /// Unmaps exactly [iova, iova+size); returns the number of bytes unmapped.
-  virtual Result<uint64_t> unmap(BorrowedFd container, uint64_t iova, uint64_t size) = 0;
+  virtual Result<uint64_t> unmap(ContainerHandle container, uint64_t iova, uint64_t size) = 0;
   /// Drops the registration of an adopted range without touching page-table entries: what rolling
   /// back an adoption means. Ports without adoption refuse with exit 4.
-  virtual Result<void> forget(BorrowedFd container, uint64_t iova, uint64_t size) = 0;
+  virtual Result<void> forget(ContainerHandle container, uint64_t iova, uint64_t size) = 0;
 
   // -- hold and tables -------------------------------------------------------------------------
   /// The kernel refuses map, unmap, attach, detach and reset with EBUSY until it ends. A hold that
   /// would not carry the devices through the next kexec is none: HF-HOLD-NOT-ARMED (exit 4) with
   /// the kernel's reason. Ending one where none can be is no error; HF-HOLD-UNREGISTERED and
   /// HF-HOLD-GROUPS (exit 5): the kernel does not let it end, and it lasts.
-  virtual Result<void> hold(BorrowedFd container, bool held) = 0;
+  virtual Result<void> hold(ContainerHandle container, bool held) = 0;
   /// Domains that the kernel keeps and no container has: "0x60003000: 0000:00:03.0, …".
   struct Parked {
     uint64_t root = 0;
@@ -181,9 +191,9 @@ class Port {
   /// false: it was off already.
   virtual Result<bool> block(const Device& device);
   /// Live tables of a container; exit 4 where they cannot be read.
-  virtual Result<std::unique_ptr<TableSource>> tables(BorrowedFd container) = 0;
+  virtual Result<std::unique_ptr<TableSource>> tables(ContainerHandle container) = 0;
   /// The same where the kernel tells containers apart only by their devices.
-  virtual Result<std::unique_ptr<TableSource>> tables_of(BorrowedFd container,
+  virtual Result<std::unique_ptr<TableSource>> tables_of(ContainerHandle container,
                                                          const std::vector<Device>&) {
     return tables(container);
   }
@@ -191,17 +201,18 @@ class Port {
   virtual Result<std::unique_ptr<TableSource>> inherited_tables(const Device& device) = 0;
 
   /// Whether `fd` is really a container / group / device descriptor of this port.
-  virtual Result<void> check_container(BorrowedFd fd) = 0;
+  virtual Result<void> check_container(ContainerHandle fd) = 0;
   virtual Result<void> check_device(BorrowedFd fd) = 0;
 
   // -- hand over, type1 VADDR -------------------------------------------------------------------
   /// Invalidates the virtual addresses of every mapping; DMA goes on.
-  virtual Result<void> suspend_vaddr(BorrowedFd container) = 0;
+  virtual Result<void> suspend_vaddr(ContainerHandle container) = 0;
   /// The same for the mappings that lie in [iova, iova+size), whole: returns their bytes. EINVAL,
   /// with nothing changed: one is cut by the range, or has no address already.
-  virtual Result<uint64_t> suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) = 0;
+  virtual Result<uint64_t> suspend_vaddr(ContainerHandle container, uint64_t iova,
+                                         uint64_t size) = 0;
   /// Gives one mapping a new virtual address in the caller's address space.
-  virtual Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
+  virtual Result<void> resume_vaddr(ContainerHandle container, uint64_t iova, uint64_t size,
                                     void* vaddr) = 0;
 };
 

@@ -102,17 +102,17 @@ Result<UniqueFd> Type1Port::open_region(const Region& region) {
                  O_RDWR);
 }
 
-Result<UniqueFd> Type1Port::open_container(bool preserved) {
+Result<ContainerFd> Type1Port::open_container(bool preserved) {
   HOLDFAST_TRY_ASSIGN(UniqueFd container, open_fd(container_path(), O_RDWR));
   preserved_.erase(container.get());
-  if (!preserved) return container;
+  if (!preserved) return ContainerFd(std::move(container));
   HOLDFAST_TRY_ASSIGN(const uint32_t answer,
                       sys::vfio_check_extension(container, sys::kVfioType1v2Preserved));
   if (answer == 0)
     return std::unexpected(lacking("HF-ADOPT-UNSUPPORTED", "VFIO container",
                                    "this kernel has no containers whose tables outlive it"));
   preserved_.insert(container.get());
-  return container;
+  return ContainerFd(std::move(container));
 }
 
 Error Type1Port::not_viable(const Device& device) const {
@@ -142,7 +142,7 @@ Result<void> Type1Port::set_iommu(BorrowedFd container) {
   return set;
 }
 
-Result<UniqueFd> Type1Port::attach(BorrowedFd container, const Device& device) {
+Result<UniqueFd> Type1Port::attach(ContainerHandle container, const Device& device) {
   const std::string doing = fmt::format("attach IOMMU group {}", device.group);
   if (device.group.empty() || device.group.find_first_not_of("0123456789") != std::string::npos)
     return fail(fmt::format("device {}", device.bdf), "has no IOMMU group",
@@ -179,14 +179,14 @@ Result<UniqueFd> Type1Port::open_device(BorrowedFd group, const Device& device) 
   return *std::move(fd);
 }
 
-Result<ContainerLimits> Type1Port::limits(BorrowedFd container) {
+Result<ContainerLimits> Type1Port::limits(ContainerHandle container) {
   HOLDFAST_TRY_ASSIGN(const auto info, sys::vfio_iommu_info(container));
   HOLDFAST_TRY_ASSIGN(ContainerLimits out, parse_iommu_info(info));
   if (const uint32_t limit = sysfs_.dma_entry_limit(); limit != 0) out.dma_entry_limit = limit;
   return out;
 }
 
-Result<void> Type1Port::map(BorrowedFd container, const MapRequest& request) {
+Result<void> Type1Port::map(ContainerHandle container, const MapRequest& request) {
   uint32_t flags = 0;
   if ((request.access & kAccessRead) != 0) flags |= sys::kMapRead;
   if ((request.access & kAccessWrite) != 0) flags |= sys::kMapWrite;
@@ -200,11 +200,11 @@ Result<void> Type1Port::map(BorrowedFd container, const MapRequest& request) {
   return mapped;
 }
 
-Result<uint64_t> Type1Port::unmap(BorrowedFd container, uint64_t iova, uint64_t size) {
+Result<uint64_t> Type1Port::unmap(ContainerHandle container, uint64_t iova, uint64_t size) {
   return sys::vfio_unmap_dma(container, 0, iova, size);
 }
 
-Result<void> Type1Port::forget(BorrowedFd container, uint64_t iova, uint64_t size) {
+Result<void> Type1Port::forget(ContainerHandle container, uint64_t iova, uint64_t size) {
   HOLDFAST_TRY_ASSIGN(const uint32_t answer,
                       sys::vfio_check_extension(container, sys::kVfioLiveUpdate));
   if (answer == 0)
@@ -214,7 +214,7 @@ Result<void> Type1Port::forget(BorrowedFd container, uint64_t iova, uint64_t siz
   return {};
 }
 
-Result<void> Type1Port::check_container(BorrowedFd fd) {
+Result<void> Type1Port::check_container(ContainerHandle fd) {
   struct stat given = {}, node = {};
   if (::fstat(fd.get(), &given) != 0) return fail_errno(errno, "container descriptor", "fstat");
   if (::stat(container_path().c_str(), &node) != 0)
@@ -238,16 +238,16 @@ Result<void> Type1Port::check_device(BorrowedFd fd) {
   return {};
 }
 
-Result<void> Type1Port::suspend_vaddr(BorrowedFd container) {
+Result<void> Type1Port::suspend_vaddr(ContainerHandle container) {
   HOLDFAST_TRY(sys::vfio_unmap_dma(container, sys::kUnmapVaddr | sys::kUnmapAll, 0, 0));
   return {};
 }
 
-Result<uint64_t> Type1Port::suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) {
+Result<uint64_t> Type1Port::suspend_vaddr(ContainerHandle container, uint64_t iova, uint64_t size) {
   return sys::vfio_unmap_dma(container, sys::kUnmapVaddr, iova, size);
 }
 
-Result<void> Type1Port::resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
+Result<void> Type1Port::resume_vaddr(ContainerHandle container, uint64_t iova, uint64_t size,
                                      void* vaddr) {
   return sys::vfio_map_dma(container, sys::kMapVaddr, reinterpret_cast<uintptr_t>(vaddr), iova,
                            size);

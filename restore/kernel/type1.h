@@ -25,6 +25,9 @@ class Type1Port : public Port {
 
   [[nodiscard]] std::string_view name() const override { return "type1"; }
   [[nodiscard]] ContainerKind kind() const override { return ContainerKind::kType1; }
+  [[nodiscard]] Port* serving(ContainerKind kind) override {
+    return kind == ContainerKind::kType1 || kind == ContainerKind::kType1Preserved ? this : nullptr;
+  }
 
   /// Asks an empty container: no group is opened, so no device notices.
   Result<Capabilities> probe() override;
@@ -36,18 +39,18 @@ class Type1Port : public Port {
   std::vector<std::string> region_paths() override;
   Result<UniqueFd> open_region(const Region& region) override;
 
-  Result<UniqueFd> open_container(bool preserved) override;
-  Result<UniqueFd> attach(BorrowedFd container, const Device& device) override;
+  Result<ContainerFd> open_container(bool preserved) override;
+  Result<UniqueFd> attach(ContainerHandle container, const Device& device) override;
   Result<UniqueFd> open_device(BorrowedFd group, const Device& device) override;
-  Result<ContainerLimits> limits(BorrowedFd container) override;
+  Result<ContainerLimits> limits(ContainerHandle container) override;
 
-  Result<void> map(BorrowedFd container, const MapRequest& request) override;
-  Result<uint64_t> unmap(BorrowedFd container, uint64_t iova, uint64_t size) override;
-  Result<void> forget(BorrowedFd container, uint64_t iova, uint64_t size) override;
+  Result<void> map(ContainerHandle container, const MapRequest& request) override;
+  Result<uint64_t> unmap(ContainerHandle container, uint64_t iova, uint64_t size) override;
+  Result<void> forget(ContainerHandle container, uint64_t iova, uint64_t size) override;
 
-  Result<void> hold(BorrowedFd container, bool held) override;
-  Result<std::unique_ptr<TableSource>> tables(BorrowedFd container) override;
-  Result<std::unique_ptr<TableSource>> tables_of(BorrowedFd container,
+  Result<void> hold(ContainerHandle container, bool held) override;
+  Result<std::unique_ptr<TableSource>> tables(ContainerHandle container) override;
+  Result<std::unique_ptr<TableSource>> tables_of(ContainerHandle container,
                                                  const std::vector<Device>& devices) override;
   Result<std::unique_ptr<TableSource>> inherited_tables(const Device& device) override;
   Result<std::vector<Parked>> parked() override;
@@ -55,12 +58,12 @@ class Type1Port : public Port {
   Result<void> give_up(const Parked& domain) override;
   Result<bool> block(const Device& device) override;
 
-  Result<void> check_container(BorrowedFd fd) override;
+  Result<void> check_container(ContainerHandle fd) override;
   Result<void> check_device(BorrowedFd fd) override;
 
-  Result<void> suspend_vaddr(BorrowedFd container) override;
-  Result<uint64_t> suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) override;
-  Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
+  Result<void> suspend_vaddr(ContainerHandle container) override;
+  Result<uint64_t> suspend_vaddr(ContainerHandle container, uint64_t iova, uint64_t size) override;
+  Result<void> resume_vaddr(ContainerHandle container, uint64_t iova, uint64_t size,
                             void* vaddr) override;
 
  private:

@@ -106,7 +106,7 @@ void Type1Port::explain_group(Error& error, BorrowedFd container, const Device& 
   error.remedy = "holdfast restore adopts it; holdfast release ends its DMA";
 }
 
-Result<void> Type1Port::hold(BorrowedFd container, bool held) {
+Result<void> Type1Port::hold(ContainerHandle container, bool held) {
   const std::string object = object_of(container);
   auto before = sys::vfio_preserve(container, sys::PreserveOp::kQuery);
   if (!before && (cannot_hold(before.error()) || !preserve_.present())) {
@@ -140,11 +140,11 @@ Result<void> Type1Port::hold(BorrowedFd container, bool held) {
   return refusal;
 }
 
-Result<std::unique_ptr<TableSource>> Type1Port::tables(BorrowedFd container) {
+Result<std::unique_ptr<TableSource>> Type1Port::tables(ContainerHandle container) {
   return tables_of(container, {});
 }
 
-Result<std::unique_ptr<TableSource>> Type1Port::tables_of(BorrowedFd container,
+Result<std::unique_ptr<TableSource>> Type1Port::tables_of(ContainerHandle container,
                                                           const std::vector<Device>& devices) {
   if (!preserve_.present())
     return std::unexpected(lacking("HF-TABLES-UNREADABLE", "page tables",

@@ -33,23 +33,29 @@ class AnsweringPort : public kernel::Port {
   Result<Region> describe_region(BorrowedFd) override { return region_; }
   Result<Device> describe_device(const std::string&) override { return not_asked(); }
   Result<UniqueFd> open_region(const Region&) override { return not_asked(); }
-  Result<UniqueFd> open_container(bool) override { return not_asked(); }
-  Result<UniqueFd> attach(BorrowedFd, const Device&) override { return not_asked(); }
+  Result<ContainerFd> open_container(bool) override { return not_asked(); }
+  Result<UniqueFd> attach(ContainerHandle, const Device&) override { return not_asked(); }
   Result<UniqueFd> open_device(BorrowedFd, const Device&) override { return not_asked(); }
-  Result<kernel::ContainerLimits> limits(BorrowedFd) override { return not_asked(); }
-  Result<void> map(BorrowedFd, const kernel::MapRequest&) override { return not_asked(); }
-  Result<uint64_t> unmap(BorrowedFd, uint64_t, uint64_t) override { return not_asked(); }
-  Result<void> forget(BorrowedFd, uint64_t, uint64_t) override { return not_asked(); }
-  Result<void> hold(BorrowedFd, bool) override { return not_asked(); }
-  Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd) override { return not_asked(); }
+  Result<kernel::ContainerLimits> limits(ContainerHandle) override { return not_asked(); }
+  Result<void> map(ContainerHandle, const kernel::MapRequest&) override { return not_asked(); }
+  Result<uint64_t> unmap(ContainerHandle, uint64_t, uint64_t) override { return not_asked(); }
+  Result<void> forget(ContainerHandle, uint64_t, uint64_t) override { return not_asked(); }
+  Result<void> hold(ContainerHandle, bool) override { return not_asked(); }
+  Result<std::unique_ptr<kernel::TableSource>> tables(ContainerHandle) override {
+    return not_asked();
+  }
   Result<std::unique_ptr<kernel::TableSource>> inherited_tables(const Device&) override {
     return not_asked();
   }
-  Result<void> check_container(BorrowedFd) override { return not_asked(); }
+  Result<void> check_container(ContainerHandle) override { return not_asked(); }
   Result<void> check_device(BorrowedFd) override { return not_asked(); }
-  Result<void> suspend_vaddr(BorrowedFd) override { return not_asked(); }
-  Result<uint64_t> suspend_vaddr(BorrowedFd, uint64_t, uint64_t) override { return not_asked(); }
-  Result<void> resume_vaddr(BorrowedFd, uint64_t, uint64_t, void*) override { return not_asked(); }
+  Result<void> suspend_vaddr(ContainerHandle) override { return not_asked(); }
+  Result<uint64_t> suspend_vaddr(ContainerHandle, uint64_t, uint64_t) override {
+    return not_asked();
+  }
+  Result<void> resume_vaddr(ContainerHandle, uint64_t, uint64_t, void*) override {
+    return not_asked();
+  }
 
  private:
   Region region_;

@@ -13,6 +13,10 @@ class ForwardingPort : public kernel::Port {
 
   [[nodiscard]] std::string_view name() const override { return to_.name(); }
   [[nodiscard]] ContainerKind kind() const override { return to_.kind(); }
+  [[nodiscard]] Port* serving(ContainerKind kind) override {
+    Port* port = to_.serving(kind);
+    return port == &to_ ? this : port;
+  }
   Result<kernel::Capabilities> probe() override { return to_.probe(); }
   Result<Device> describe_device(const std::string& bdf) override {
     return to_.describe_device(bdf);
@@ -24,42 +28,48 @@ class ForwardingPort : public kernel::Port {
   std::vector<std::string> device_addresses() override { return to_.device_addresses(); }
   std::vector<std::string> region_paths() override { return to_.region_paths(); }
   Result<UniqueFd> open_region(const Region& region) override { return to_.open_region(region); }
-  Result<UniqueFd> open_container(bool preserved) override { return to_.open_container(preserved); }
-  Result<UniqueFd> attach(BorrowedFd container, const Device& device) override {
+  Result<ContainerFd> open_container(bool preserved) override {
+    return to_.open_container(preserved);
+  }
+  Result<UniqueFd> attach(ContainerHandle container, const Device& device) override {
     return to_.attach(container, device);
   }
   Result<UniqueFd> open_device(BorrowedFd group, const Device& device) override {
     return to_.open_device(group, device);
   }
-  Result<kernel::ContainerLimits> limits(BorrowedFd container) override {
+  Result<kernel::ContainerLimits> limits(ContainerHandle container) override {
     return to_.limits(container);
   }
-  Result<void> map(BorrowedFd container, const kernel::MapRequest& request) override {
+  Result<void> map(ContainerHandle container, const kernel::MapRequest& request) override {
     return to_.map(container, request);
   }
-  Result<uint64_t> unmap(BorrowedFd container, uint64_t iova, uint64_t size) override {
+  Result<uint64_t> unmap(ContainerHandle container, uint64_t iova, uint64_t size) override {
     return to_.unmap(container, iova, size);
   }
-  Result<void> forget(BorrowedFd container, uint64_t iova, uint64_t size) override {
+  Result<void> forget(ContainerHandle container, uint64_t iova, uint64_t size) override {
     return to_.forget(container, iova, size);
   }
-  Result<void> hold(BorrowedFd container, bool held) override { return to_.hold(container, held); }
+  Result<void> hold(ContainerHandle container, bool held) override {
+    return to_.hold(container, held);
+  }
   Result<std::vector<Parked>> parked() override { return to_.parked(); }
   Result<bool> is_taken(const Device& device) override { return to_.is_taken(device); }
   Result<bool> block(const Device& device) override { return to_.block(device); }
-  Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override {
+  Result<std::unique_ptr<kernel::TableSource>> tables(ContainerHandle container) override {
     return to_.tables(container);
   }
   Result<std::unique_ptr<kernel::TableSource>> inherited_tables(const Device& device) override {
     return to_.inherited_tables(device);
   }
-  Result<void> check_container(BorrowedFd fd) override { return to_.check_container(fd); }
+  Result<void> check_container(ContainerHandle fd) override { return to_.check_container(fd); }
   Result<void> check_device(BorrowedFd fd) override { return to_.check_device(fd); }
-  Result<void> suspend_vaddr(BorrowedFd container) override { return to_.suspend_vaddr(container); }
-  Result<uint64_t> suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) override {
+  Result<void> suspend_vaddr(ContainerHandle container) override {
+    return to_.suspend_vaddr(container);
+  }
+  Result<uint64_t> suspend_vaddr(ContainerHandle container, uint64_t iova, uint64_t size) override {
     return to_.suspend_vaddr(container, iova, size);
   }
-  Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
+  Result<void> resume_vaddr(ContainerHandle container, uint64_t iova, uint64_t size,
                             void* vaddr) override {
     return to_.resume_vaddr(container, iova, size, vaddr);
   }

@@ -218,17 +218,17 @@ Result<UniqueFd> SimPort::open_region(const Region& region) {
   return fd;
 }
 
-Result<UniqueFd> SimPort::open_container(bool preserved) {
+Result<ContainerFd> SimPort::open_container(bool preserved) {
   UniqueFd out;
   HOLDFAST_TRY_ASSIGN(const Reply reply,
                       call(Call::kOpenContainer, BorrowedFd(-1), {preserved ? 1u : 0u}, {}, &out));
   if (reply.error != 0 && preserved && reply.error == EINVAL)
     return kernel::no_preserved_containers("simulated kernel", reply.error);
   if (reply.error != 0) return fail_errno(reply.error, "simulated kernel", "open a container");
-  return out;
+  return ContainerFd(std::move(out));
 }
 
-Result<UniqueFd> SimPort::attach(BorrowedFd container, const Device& device) {
+Result<UniqueFd> SimPort::attach(ContainerHandle container, const Device& device) {
   // As on a real kernel it is the group's number that is opened, whoever has it by now.
   if (const auto now = machine_.describe_device(device.bdf); now && now->group != device.group)
     return fail_errno(ENOENT, fmt::format("group {}", device.group),
@@ -249,7 +249,7 @@ Result<UniqueFd> SimPort::open_device(BorrowedFd group, const Device& device) {
   return out;
 }
 
-Result<kernel::ContainerLimits> SimPort::limits(BorrowedFd container) {
+Result<kernel::ContainerLimits> SimPort::limits(ContainerHandle container) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kLimits, container));
   if (reply.error != 0)
     return fail_errno(reply.error, container_text(container), "VFIO_IOMMU_GET_INFO");
@@ -262,7 +262,7 @@ Result<kernel::ContainerLimits> SimPort::limits(BorrowedFd container) {
   return out;
 }
 
-Result<void> SimPort::map(BorrowedFd container, const kernel::MapRequest& request) {
+Result<void> SimPort::map(ContainerHandle container, const kernel::MapRequest& request) {
   const std::string object = range_text(container, request.iova, request.size);
   const auto vaddr = reinterpret_cast<uint64_t>(request.vaddr);
   // What a kernel refuses before it pins anything is refused by it: it gets physical address 0
@@ -291,14 +291,14 @@ Result<void> SimPort::map(BorrowedFd container, const kernel::MapRequest& reques
                     adopt ? "VFIO_IOMMU_MAP_DMA with LIVE_UPDATE" : "VFIO_IOMMU_MAP_DMA");
 }
 
-Result<uint64_t> SimPort::unmap(BorrowedFd container, uint64_t iova, uint64_t size) {
+Result<uint64_t> SimPort::unmap(ContainerHandle container, uint64_t iova, uint64_t size) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kUnmap, container, {iova, size}));
   if (reply.error != 0)
     return fail_errno(reply.error, range_text(container, iova, size), "VFIO_IOMMU_UNMAP_DMA");
   return reply.values[0];
 }
 
-Result<void> SimPort::forget(BorrowedFd container, uint64_t iova, uint64_t size) {
+Result<void> SimPort::forget(ContainerHandle container, uint64_t iova, uint64_t size) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kForget, container, {iova, size}));
   const std::string object = range_text(container, iova, size);
   if (reply.error == ENOTTY) return kernel::no_adoption(object, reply.error);
@@ -306,7 +306,7 @@ Result<void> SimPort::forget(BorrowedFd container, uint64_t iova, uint64_t size)
   return {};
 }
 
-Result<void> SimPort::hold(BorrowedFd container, bool held) {
+Result<void> SimPort::hold(ContainerHandle container, bool held) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kHold, container, {held ? 1u : 0u}));
   // Nothing is held where nothing can be.
   if (!held && (reply.error == ENOTTY || reply.error == EINVAL)) return {};
@@ -316,12 +316,12 @@ Result<void> SimPort::hold(BorrowedFd container, bool held) {
   return {};
 }
 
-Result<std::unique_ptr<kernel::TableSource>> SimPort::tables(BorrowedFd container) {
+Result<std::unique_ptr<kernel::TableSource>> SimPort::tables(ContainerHandle container) {
   return tables_of(container, {});
 }
 
 Result<std::unique_ptr<kernel::TableSource>> SimPort::tables_of(
-    BorrowedFd container, const std::vector<Device>& devices) {
+    ContainerHandle container, const std::vector<Device>& devices) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kRoots, container));
   if (reply.error == EOPNOTSUPP)
     return kernel::no_table_access(container_text(container), reply.error);
@@ -384,14 +384,14 @@ Result<void> SimPort::check_kind(BorrowedFd fd, ObjectKind want, std::string_vie
   return fail_errno(reply.error != 0 ? reply.error : ENOTTY, fmt::format("descriptor {}", fd.get()),
                     fmt::format("use it as a {}", what));
 }
-Result<void> SimPort::check_container(BorrowedFd fd) {
+Result<void> SimPort::check_container(ContainerHandle fd) {
   return check_kind(fd, ObjectKind::kContainer, "container of the simulated kernel");
 }
 Result<void> SimPort::check_device(BorrowedFd fd) {
   return check_kind(fd, ObjectKind::kDevice, "device of the simulated kernel");
 }
 
-Result<void> SimPort::suspend_vaddr(BorrowedFd container) {
+Result<void> SimPort::suspend_vaddr(ContainerHandle container) {
   HOLDFAST_TRY_ASSIGN(const Reply capabilities, hello());
   if (capabilities.values[3] == 0)
     return kernel::no_vaddr_update(container_text(container), EINVAL);
@@ -402,7 +402,7 @@ Result<void> SimPort::suspend_vaddr(BorrowedFd container) {
   return {};
 }
 
-Result<uint64_t> SimPort::suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) {
+Result<uint64_t> SimPort::suspend_vaddr(ContainerHandle container, uint64_t iova, uint64_t size) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kSuspendRange, container, {iova, size}));
   if (reply.error != 0)
     return fail_errno(reply.error, range_text(container, iova, size),
@@ -410,7 +410,7 @@ Result<uint64_t> SimPort::suspend_vaddr(BorrowedFd container, uint64_t iova, uin
   return reply.values[0];
 }
 
-Result<void> SimPort::resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
+Result<void> SimPort::resume_vaddr(ContainerHandle container, uint64_t iova, uint64_t size,
                                    void* vaddr) {
   HOLDFAST_TRY_ASSIGN(const Reply reply, call(Call::kResume, container,
                                               {iova, size, reinterpret_cast<uint64_t>(vaddr)}));

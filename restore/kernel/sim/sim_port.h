@@ -34,32 +34,32 @@ class SimPort : public kernel::Port {
   std::vector<std::string> region_paths() override;
   Result<UniqueFd> open_region(const Region& region) override;
 
-  Result<UniqueFd> open_container(bool preserved) override;
-  Result<UniqueFd> attach(BorrowedFd container, const Device& device) override;
+  Result<ContainerFd> open_container(bool preserved) override;
+  Result<UniqueFd> attach(ContainerHandle container, const Device& device) override;
   Result<UniqueFd> open_device(BorrowedFd group, const Device& device) override;
-  Result<kernel::ContainerLimits> limits(BorrowedFd container) override;
+  Result<kernel::ContainerLimits> limits(ContainerHandle container) override;
 
   /// The memory is found by `request.memory` where that is given, else by what is mapped at
   /// `request.vaddr`. Only the machine's regions can be mapped: EFAULT else.
-  Result<void> map(BorrowedFd container, const kernel::MapRequest& request) override;
-  Result<uint64_t> unmap(BorrowedFd container, uint64_t iova, uint64_t size) override;
-  Result<void> forget(BorrowedFd container, uint64_t iova, uint64_t size) override;
+  Result<void> map(ContainerHandle container, const kernel::MapRequest& request) override;
+  Result<uint64_t> unmap(ContainerHandle container, uint64_t iova, uint64_t size) override;
+  Result<void> forget(ContainerHandle container, uint64_t iova, uint64_t size) override;
 
-  Result<void> hold(BorrowedFd container, bool held) override;
+  Result<void> hold(ContainerHandle container, bool held) override;
   Result<std::vector<Parked>> parked() override;
   Result<bool> is_taken(const Device& device) override;
   Result<bool> block(const Device& device) override;
-  Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override;
+  Result<std::unique_ptr<kernel::TableSource>> tables(ContainerHandle container) override;
   Result<std::unique_ptr<kernel::TableSource>> tables_of(
-      BorrowedFd container, const std::vector<Device>& devices) override;
+      ContainerHandle container, const std::vector<Device>& devices) override;
   Result<std::unique_ptr<kernel::TableSource>> inherited_tables(const Device& device) override;
 
-  Result<void> check_container(BorrowedFd fd) override;
+  Result<void> check_container(ContainerHandle fd) override;
   Result<void> check_device(BorrowedFd fd) override;
 
-  Result<void> suspend_vaddr(BorrowedFd container) override;
-  Result<uint64_t> suspend_vaddr(BorrowedFd container, uint64_t iova, uint64_t size) override;
-  Result<void> resume_vaddr(BorrowedFd container, uint64_t iova, uint64_t size,
+  Result<void> suspend_vaddr(ContainerHandle container) override;
+  Result<uint64_t> suspend_vaddr(ContainerHandle container, uint64_t iova, uint64_t size) override;
+  Result<void> resume_vaddr(ContainerHandle container, uint64_t iova, uint64_t size,
                             void* vaddr) override;
 
   // -- beyond the port: what a driver, a demo and tests need
@@ -82,13 +82,15 @@ class SimPort : public kernel::Port {
   };
   Result<Statistics> statistics(int32_t pid);
 
+  /// One system call, as its message; Reply::error is for the caller to look at.
+  Result<Reply> call(Call call, BorrowedFd about, std::array<uint64_t, 6> args = {},
+                     std::string_view text = {}, UniqueFd* handed = nullptr);
+
  private:
   SimPort(std::string path, Machine machine)
       : path_(std::move(path)), machine_(std::move(machine)) {}
 
   Result<void> connect_locked();
-  Result<Reply> call(Call call, BorrowedFd about, std::array<uint64_t, 6> args = {},
-                     std::string_view text = {}, UniqueFd* handed = nullptr);
   Result<Reply> exchange(const Request& request, BorrowedFd about, UniqueFd* handed);
   Result<Reply> hello();
   Result<void> check_kind(BorrowedFd fd, ObjectKind want, std::string_view what);

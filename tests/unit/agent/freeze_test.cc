@@ -18,10 +18,10 @@ class TwoUnits : public ForwardingPort {
  public:
   explicit TwoUnits(sim::SimPort& to) : ForwardingPort(to) {}
 
-  Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override {
+  Result<std::unique_ptr<kernel::TableSource>> tables(ContainerHandle container) override {
     auto joined = std::make_unique<JoinedTables>();
     ++asked;
-    for (const BorrowedFd fd : {container, BorrowedFd(second)}) {
+    for (const BorrowedFd fd : {container, ContainerHandle(second)}) {
       HOLDFAST_TRY_ASSIGN(auto one, ForwardingPort::tables(fd));
       joined->add(std::move(one));
     }

@@ -20,7 +20,7 @@ using ::testing::HasSubstr;
 class Keeper : public ForwardingPort {
  public:
   explicit Keeper(kernel::Port& to) : ForwardingPort(to) {}
-  Result<void> hold(BorrowedFd container, bool held) override {
+  Result<void> hold(ContainerHandle container, bool held) override {
     if (held && reason != 0) return kernel::not_armed("VFIO container", reason);
     holds.push_back(held);
     if (!held && refuse_to_end)
@@ -28,7 +28,7 @@ class Keeper : public ForwardingPort {
                     "its tables hold entries that nobody registered");
     return ForwardingPort::hold(container, held);
   }
-  Result<std::unique_ptr<kernel::TableSource>> tables(BorrowedFd container) override {
+  Result<std::unique_ptr<kernel::TableSource>> tables(ContainerHandle container) override {
     if (changing)
       return refuse(Exit::kRefused, "HF-PRESERVE-CHANGING", "domains", "goes on changing");
     return ForwardingPort::tables(container);

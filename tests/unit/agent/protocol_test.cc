@@ -38,7 +38,7 @@ std::vector<Message> samples() {
           welcome,
           ErrorMessage{blob("{}")},
           Ack{1, 2},
-          RegisterContainer{5, 30, 0, "vm0"},
+          RegisterContainer{5, 30, 0, 7, "vm0"},
           RegisterDevice{7, kDeviceConsentsToReinit, "0000:00:04.0"},
           RegisterMemory{"guest-ram", "/dev/dax0.0"},
           Unregister{Subject::kMemory, 3},

@@ -14,7 +14,7 @@ using ::testing::HasSubstr;
 class Clinging : public holdfast::testing::ForwardingPort {
  public:
   using ForwardingPort::ForwardingPort;
-  Result<void> forget(BorrowedFd, uint64_t, uint64_t) override {
+  Result<void> forget(ContainerHandle, uint64_t, uint64_t) override {
     return fail_errno(EIO, "range", "forget");
   }
 };
