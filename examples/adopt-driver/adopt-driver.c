@@ -5,6 +5,9 @@
 //
 //   adopt-driver CONTAINER [FRAMES]     takes CONTAINER from holdfastd and receives; ends after so
 //                                       many frames (default: never, or SIGTERM)
+//   adopt-driver -o CONTAINER [FRAMES]  the same from the process that has it, without any kexec:
+//   its
+//                                       owner is asked, and lets go once this one has taken over
 //
 // What it shows, in this order (docs/integrate.md): take - look, change nothing - confirm - arm
 // interrupts - go on. Until hf_taken_confirm() the kernel holds the container: maps are EBUSY, and
@@ -74,6 +77,7 @@ struct driver {
   uint32_t next;  // first descriptor that is not consumed
   uint64_t frames, bytes;
   int stopped;
+  int handed_over;  // the device and its memory are somebody else's
 };
 
 static volatile sig_atomic_t g_end;
@@ -136,17 +140,36 @@ static void on_frozen(void* user, hf_connection* connection, uint64_t generation
   printf("frozen in generation %llu\n", (unsigned long long)generation);
 }
 
-static void take(struct driver* driver, const char* container) {
+// Somebody wants what this process has: the device goes on, whoever takes it finds the ring.
+static void on_hand_over(void* user, hf_connection* connection, hf_container* container,
+                         uint64_t handover, const char* successor, uint32_t timeout_ms) {
+  struct driver* driver = user;
+  hf_error error;
+  (void)container;
+  (void)timeout_ms;
+  put(driver, kImc, 0xffffffff);  // its interrupts are the successor's to set up
+  if (hf_hand_over(connection, handover, &error)) {
+    printf("kept: %s: %s\n", error.object, error.cause);
+    put(driver, kIms, kReceiveQueue0);
+    return;
+  }
+  printf("handed over to %s\n", successor);
+  driver->handed_over = 1;
+  g_end = 1;
+}
+
+static void take(struct driver* driver, const char* container, uint32_t flags) {
   hf_error error;
   const hf_callbacks callbacks = {.size = sizeof callbacks,
                                   .user = driver,
                                   .quiesce = on_quiesce,
                                   .frozen = on_frozen,
-                                  .thawed = on_thawed};
+                                  .thawed = on_thawed,
+                                  .hand_over = on_hand_over};
   const hf_connect_options options = {
       .size = sizeof options, .program = "adopt-driver", .callbacks = &callbacks};
   if (hf_connect(&options, &driver->connection, &error)) refused("connect to holdfastd", &error);
-  if (hf_take(driver->connection, container, HF_TAKE_CONFIRM_LATER, &driver->taken, &error))
+  if (hf_take(driver->connection, container, flags, &driver->taken, &error))
     refused("take", &error);
   const hf_taken* taken = driver->taken;
   if (taken->device_count != 1) die("%s has %zu devices, not one", container, taken->device_count);
@@ -159,6 +182,8 @@ static void take(struct driver* driver, const char* container) {
     void* base = mmap(NULL, memory->length, PROT_READ | PROT_WRITE, MAP_SHARED, memory->fd, 0);
     if (base == MAP_FAILED) die("mmap of memory %s: %s", memory->name, strerror(errno));
     driver->windows[i] = (struct window){memory->memory, base, memory->length};
+    // The mappings become those of this process' addresses.
+    if (hf_set_address(memory->memory, base, &error)) refused("address of memory", &error);
   }
   printf("taken: %s, device %s, %zu mappings in %zu pieces of memory\n", container,
          taken->devices[0].bdf, taken->mapping_count, taken->memory_count);
@@ -319,8 +344,14 @@ static void finish(struct driver* driver) {
 int main(int argc, char** argv) {
   static struct driver driver;
   hf_error error;
+  uint32_t flags = HF_TAKE_CONFIRM_LATER;
+  if (argc > 1 && !strcmp(argv[1], "-o")) {
+    flags = HF_TAKE_FROM_OWNER;
+    argv++;
+    argc--;
+  }
   if (argc < 2 || argc > 3) {
-    fprintf(stderr, "usage: adopt-driver CONTAINER [FRAMES]\n");
+    fprintf(stderr, "usage: adopt-driver [-o] CONTAINER [FRAMES]\n");
     return 2;
   }
   const uint64_t wanted = argc > 2 ? strtoull(argv[2], NULL, 10) : UINT64_MAX;
@@ -329,7 +360,7 @@ int main(int argc, char** argv) {
   sigaction(SIGTERM, &act, NULL);
   sigaction(SIGINT, &act, NULL);
 
-  take(&driver, argv[1]);
+  take(&driver, argv[1], flags);
   map_registers(&driver);
   find_ring(&driver);
   consume(&driver);
@@ -339,6 +370,7 @@ int main(int argc, char** argv) {
   if (hf_taken_confirm(driver.taken, &error)) refused("confirm", &error);
   arm_interrupts(&driver);
   receive(&driver, wanted == UINT64_MAX ? wanted : driver.frames + wanted);
+  if (driver.handed_over) return 0;  // its descriptors close; nothing is unmapped
   finish(&driver);
   return 0;
 }

@@ -75,6 +75,10 @@ Result<ContainerEntry*> Server::Impl::own_container(Peer& peer, uint32_t id) {
   if (entry == nullptr || entry->client != peer.id)
     return refuse(Exit::kFailed, "HF-CLIENT-FOREIGN", fmt::format("container {}", id),
                   "is not registered by this client");
+  if (entry->passing && entry->passing->phase != Passing::Phase::kAsked)
+    return refuse(Exit::kRefused, "HF-HANDOVER-BUSY", "container " + entry->name,
+                  "is being handed to " + entry->passing->successor,
+                  "wait for the end of that hand-over");
   return entry;
 }
 
@@ -121,17 +125,25 @@ Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& receiv
     return acknowledge(Ack{});
   }
   if (auto* typed = std::get_if<Take>(&message)) {
-    HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, takeable(peer.who, typed->name, peer.id));
-    HOLDFAST_TRY_ASSIGN(Handout handout, hand_out(*entry));
-    entry->taker = peer.id;
-    answer(peer, handout.reply, request, handout.descriptors);
-    return {};
+    return take_unowned(peer, typed->name, request);
+  }
+  if (auto* typed = std::get_if<protocol::Handover>(&message))
+    return begin_handover(peer, *typed, request);
+  if (auto* typed = std::get_if<HandoverStep>(&message))
+    return handover_step(peer, *typed, request);
+  if (auto* typed = std::get_if<Addresses>(&message)) {
+    HOLDFAST_TRY(expect_descriptors(descriptors, 1, "ADDRESSES"));
+    return acknowledge(check_places(peer, *typed, descriptors.front()));
+  }
+  if (auto* typed = std::get_if<GiveBack>(&message)) {
+    HOLDFAST_TRY(give_back(peer, *typed));
+    return acknowledge(Ack{});
   }
   if (auto* typed = std::get_if<Taken>(&message)) {
     ContainerEntry* entry = registry.container(typed->name);
     if (entry == nullptr || entry->taker != peer.id)
       return fail("container " + typed->name, "was not handed to this client");
-    HOLDFAST_TRY(confirm_taken(*entry, peer));
+    HOLDFAST_TRY(entry->passing ? finish_handover(*entry, peer) : confirm_taken(*entry, peer));
     return acknowledge(Ack{entry->id, writer.mapping_count(entry->id)});
   }
   if (auto* typed = std::get_if<Quiesced>(&message)) {
@@ -176,14 +188,13 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
   if (known != nullptr && known->client != 0) {
     // The same process came back before its old connection was seen to be closed.
     const auto old = peers.find(known->client);
-    pollfd hung{old == peers.end() ? -1 : old->second->socket.get(), 0, 0};
-    if (old != peers.end() && ::poll(&hung, 1, 0) == 1 && (hung.revents & POLLHUP) != 0)
-      close_peer(*old->second);
+    if (old != peers.end() && hung_up(*old->second)) close_peer(*old->second);
     known = registry.container(message.name);
   }
   Container container;
   const bool same_owner =
-      known != nullptr && (same_process(known->owner, peer.who.owner) || is_orphan(*known, peer));
+      known != nullptr && (same_process(known->owner, peer.who.owner) || is_orphan(*known, peer) ||
+                           was_passed_to(*known, peer, message.flags));
   if (known != nullptr && (known->client != 0 || custody.holds(known->name) || !same_owner))
     return refuse(Exit::kRefused, "HF-NAME-TAKEN", object,
                   fmt::format("is {}{}", known->client != 0 ? "registered by " : "kept for ",

@@ -85,6 +85,11 @@ bool Server::Impl::FreezeRun::is_mapped(uint32_t region) const {
 
 Result<void> Server::Impl::FreezeRun::complete() const {
   for (const auto& item : items) {
+    if (item.entry->passing)
+      return refuse(Exit::kRefused, "HF-HANDOVER-BUSY", "container " + item.entry->name,
+                    fmt::format("is being handed from {} to {}", describe(item.entry->owner),
+                                item.entry->passing->successor),
+                    "freeze when that hand-over has ended");
     if (item.entry->incomplete.empty()) continue;
     auto error =
         refuse(Exit::kRefused, "HF-FREEZE-INCOMPLETE", "container " + item.entry->name,

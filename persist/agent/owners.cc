@@ -46,6 +46,7 @@ Result<void> give_up_unknown(kernel::Port& port, const std::string& name) {
 
 void Server::Impl::settle(Peer& peer) {
   peer.settled = true;
+  leave_handovers(peer);
   // It had the descriptors but did not confirm: the container is taken back.
   for (auto& [id, entry] : registry.containers())
     if (entry.taker == peer.id) entry.taker = 0;
@@ -57,21 +58,26 @@ void Server::Impl::settle(Peer& peer) {
     if (mid_call)
       Registry::mark_incomplete(entry, "its owner went away in the middle of a map or unmap");
     custody.set_why(entry.name, Custody::Why::kHeld);
-    // What is sealed and not taken stays as it is; reap() settles it after thaw.
-    if (!may_record(entry)) continue;
-    if (entry.hold_seconds != 0)
-      entry.expires = Clock::now() + std::chrono::seconds(entry.hold_seconds);
-    else
-      drop_container(id);
+    owner_gone(id);
   }
   drop_unused_regions(peer.id);
   commit();
 }
 
+void Server::Impl::owner_gone(uint32_t id) {
+  ContainerEntry& entry = *registry.container(id);
+  // What is sealed and not taken stays as it is; reap() settles it after thaw.
+  if (!may_record(entry)) return;
+  if (entry.hold_seconds != 0)
+    entry.expires = Clock::now() + std::chrono::seconds(entry.hold_seconds);
+  else
+    drop_container(id);
+}
+
 void Server::Impl::reap() {
   std::vector<uint32_t> over;
   for (auto& [id, entry] : registry.containers()) {
-    if (entry.client != 0 || entry.taker != 0 || !may_record(entry)) continue;
+    if (entry.client != 0 || entry.taker != 0 || entry.passing || !may_record(entry)) continue;
     const auto why = custody.why(entry.name);
     if (why == Custody::Why::kRestored) continue;
     if (entry.expires) {
@@ -119,6 +125,13 @@ bool Server::Impl::is_orphan(const ContainerEntry& entry, const Peer& peer) cons
   return entry.client == 0 && entry.taker == 0 && !custody.holds(entry.name) &&
          (entry.owner.uid == peer.who.owner.uid || is_privileged(peer.who.owner.uid)) &&
          !is_alive(entry.owner) && is_in_use(entry);
+}
+
+bool Server::Impl::was_passed_to(const ContainerEntry& entry, const Peer& peer,
+                                 uint32_t flags) const {
+  return (flags & protocol::kTakenOver) != 0 && entry.client == 0 && entry.taker == 0 &&
+         !entry.passing && !custody.holds(entry.name) &&
+         (entry.owner.uid == peer.who.owner.uid || is_privileged(peer.who.owner.uid));
 }
 
 Result<void> Server::Impl::set_hold(ContainerEntry& entry, uint64_t seconds) {
@@ -410,6 +423,16 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
     return {};
   }
   if (holding != nullptr) holding->memory.clear();
+  own_regions(entry, peer);
+  entry.client = peer.id;
+  peer.mappings += writer.mapping_count(entry.id);
+  custody.set_why(entry.name, Custody::Why::kOwned);
+  commit();
+  refresh_barriers();
+  return {};
+}
+
+void Server::Impl::own_regions(const ContainerEntry& entry, const Peer& peer) {
   std::set<uint32_t> used;
   writer.for_each(entry.id, [&](const Mapping& mapping) {
     used.insert(mapping.region);
@@ -418,12 +441,6 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
   for (const uint32_t id : used)
     if (RegionEntry* region = registry.region(id); region != nullptr)
       region->clients.insert(peer.id);
-  entry.client = peer.id;
-  peer.mappings += writer.mapping_count(entry.id);
-  custody.set_why(entry.name, Custody::Why::kOwned);
-  commit();
-  refresh_barriers();
-  return {};
 }
 
 }  // namespace holdfast::agent

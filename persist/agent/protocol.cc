@@ -171,12 +171,44 @@ std::string_view type_name(MessageType type) {
       return "THAWED";
     case MessageType::kHold:
       return "HOLD";
+    case MessageType::kHandover:
+      return "HANDOVER";
+    case MessageType::kRelinquish:
+      return "RELINQUISH";
+    case MessageType::kHandoverStep:
+      return "HANDOVER_STEP";
+    case MessageType::kGive:
+      return "GIVE";
+    case MessageType::kAddresses:
+      return "ADDRESSES";
+    case MessageType::kGiveBack:
+      return "GIVE_BACK";
+    case MessageType::kPair:
+      return "PAIR";
     case MessageType::kControl:
       return "CONTROL";
     case MessageType::kProgress:
       return "PROGRESS";
     case MessageType::kResult:
       return "RESULT";
+  }
+  return "?";
+}
+
+std::string_view step_name(Step step) {
+  switch (step) {
+    case Step::kAgreed:
+      return "agreed";
+    case Step::kDeclined:
+      return "declined";
+    case Step::kGiven:
+      return "given";
+    case Step::kLettingGo:
+      return "letting go";
+    case Step::kHandedOver:
+      return "handed over";
+    case Step::kReturned:
+      return "returned";
   }
   return "?";
 }

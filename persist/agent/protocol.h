@@ -7,7 +7,7 @@
 //           <--WELCOME--                  version chosen; for clients also ring and doorbell
 //           --request(id)-->
 //           <--ACK|ERROR|..(id)--
-//           <--QUIESCE|FROZEN|THAWED(0)-- unsolicited: request id 0
+//           <--QUIESCE|FROZEN|THAWED|RELINQUISH(0)-- unsolicited: request id 0
 //
 // One message is one datagram of a SOCK_SEQPACKET socket: header, then the body. Integers are
 // little-endian; text is a 16-bit length and its bytes, blobs a 32-bit length and their bytes.
@@ -60,6 +60,13 @@ enum class MessageType : uint16_t {
   kControl = 30,
   kProgress = 31,
   kResult = 32,
+  kHandover = 50,
+  kRelinquish = 51,
+  kHandoverStep = 52,
+  kGive = 53,
+  kAddresses = 54,
+  kGiveBack = 55,
+  kPair = 56,
 };
 [[nodiscard]] std::string_view type_name(MessageType type);  ///< "HELLO", …; "?" if unknown
 
@@ -116,12 +123,14 @@ struct Ack {
   void fields(auto& visit) { visit(value), visit(second); }
 };
 
+/// Its owner before gave it to the sender while no agent could hear it.
+inline constexpr uint32_t kTakenOver = 1;
 /// Descriptor: the container. Answer: ACK{id, dma_entry_limit}.
 struct RegisterContainer {
   static constexpr MessageType kType = MessageType::kRegisterContainer;
   uint32_t kind = 0;          ///< ContainerKind
   uint32_t hold_seconds = 0;  ///< custody after the owner's death
-  uint32_t flags = 0;         ///< none yet
+  uint32_t flags = 0;         ///< kTakenOver
   uint32_t ioas = 0;          ///< iommufd: the address space in the descriptor; 0 for other kinds
   std::string name;
   bool operator==(const RegisterContainer&) const = default;
@@ -201,6 +210,7 @@ enum class DescriptorRole : uint32_t {
   kDevice = 3,     ///< id: its flags, as REGISTER_DEVICE has them; name: the BDF
   kMemory = 4,     ///< id: the region; name: its name; length: its bytes
   kMappings = 5,   ///< a memfd of Mapping records sorted by iova; length: their number
+  kPair = 6,       ///< what leads to the owner before: PAIR messages
 };
 struct DescriptorLabel {
   DescriptorRole role = DescriptorRole::kContainer;
@@ -274,6 +284,99 @@ struct Hold {
   void fields(auto& visit) { visit(container), visit(seconds); }
 };
 
+// -- hand over: docs/handover.md draws the conversation -------------------------------------------
+
+/// Asks for a container that somebody owns. Answer: TAKE_REPLY, with a kPair descriptor, once the
+/// owner has given it away; as to TAKE where nobody owns it.
+struct Handover {
+  static constexpr MessageType kType = MessageType::kHandover;
+  std::string name;
+  uint32_t timeout_ms = 0;  ///< from the question to the end
+  bool operator==(const Handover&) const = default;
+  void fields(auto& visit) { visit(name), visit(timeout_ms); }
+};
+
+/// Agent to the owner: somebody asks for your container. Answer: HANDOVER_STEP.
+struct Relinquish {
+  static constexpr MessageType kType = MessageType::kRelinquish;
+  uint64_t handover = 0;  ///< names this attempt
+  uint32_t container = 0;
+  uint32_t timeout_ms = 0;
+  std::string successor;  ///< who asks, for people
+  bool operator==(const Relinquish&) const = default;
+  void fields(auto& visit) {
+    visit(handover), visit(container), visit(timeout_ms), visit(successor);
+  }
+};
+
+enum class Step : uint32_t {
+  kAgreed = 1,      ///< no mapping changes from here on. Answer: GIVE
+  kDeclined = 2,    ///< `why` says it; also after GIVE: then nothing has been given away
+  kGiven = 3,       ///< no mapping has an address any more
+  kLettingGo = 4,   ///< the successor says that it has taken all: may it be let go?
+  kHandedOver = 5,  ///< it is the successor's
+  kReturned = 6,    ///< taken back, `why` says for what reason
+};
+[[nodiscard]] std::string_view step_name(Step step);  ///< "agreed", …; "?" if unknown
+
+/// The owner of a hand-over. Answer: ACK, or GIVE.
+struct HandoverStep {
+  static constexpr MessageType kType = MessageType::kHandoverStep;
+  uint64_t handover = 0;
+  Step step = Step::kDeclined;
+  std::string why;
+  bool operator==(const HandoverStep&) const = default;
+  void fields(auto& visit) { visit(handover), visit(step), visit(why); }
+};
+
+/// Descriptors: a memfd of `count` Mapping records sorted by iova, which is all that is mapped; the
+/// owner's end of the pair.
+struct Give {
+  static constexpr MessageType kType = MessageType::kGive;
+  uint64_t handover = 0;
+  uint64_t count = 0;
+  bool operator==(const Give&) const = default;
+  void fields(auto& visit) { visit(handover), visit(count); }
+};
+
+/// Where one mapping is in the sender's address space, in bytes.
+struct PlaceRecord {
+  uint64_t iova = 0, size = 0, address = 0;
+};
+static_assert(sizeof(PlaceRecord) == 24);
+
+/// Descriptor: a memfd of `count` PlaceRecords sorted by iova, one for each mapping. Answer:
+/// ACK{1 if the agent has just given the mappings away, so that these addresses are theirs now}.
+struct Addresses {
+  static constexpr MessageType kType = MessageType::kAddresses;
+  uint32_t container = 0;
+  uint64_t count = 0;
+  bool operator==(const Addresses&) const = default;
+  void fields(auto& visit) { visit(container), visit(count); }
+};
+
+/// What was handed out and is not confirmed goes back. Answer: ACK{}.
+struct GiveBack {
+  static constexpr MessageType kType = MessageType::kGiveBack;
+  std::string name;
+  bool operator==(const GiveBack&) const = default;
+  void fields(auto& visit) { visit(name); }
+};
+
+/// Between the two owners, over the pair; without a request number.
+struct Pair {
+  static constexpr MessageType kType = MessageType::kPair;
+  enum class Says : uint32_t {
+    kTaken = 1,  ///< the new one: every mapping has its address here
+    kYours = 2,  ///< the old one: sent is let go
+    kNo = 3,     ///< either: not this time, `why` says it; the old one takes back
+  };
+  Says says = Says::kNo;
+  std::string why;
+  bool operator==(const Pair&) const = default;
+  void fields(auto& visit) { visit(says), visit(why); }
+};
+
 /// The JSON text is not in the message but is the whole of the first descriptor, a memfd.
 inline constexpr uint32_t kJsonInDescriptor = 1;
 
@@ -294,7 +397,8 @@ using ControlResult = ControlMessage<MessageType::kResult>;
 using Message =
     std::variant<Hello, Welcome, ErrorMessage, Ack, RegisterContainer, RegisterDevice,
                  RegisterMemory, Unregister, Sync, Resync, Incomplete, Take, TakeReply, Taken,
-                 Quiesce, Quiesced, Frozen, Thawed, Hold, Control, Progress, ControlResult>;
+                 Quiesce, Quiesced, Frozen, Thawed, Hold, Handover, Relinquish, HandoverStep, Give,
+                 Addresses, GiveBack, Pair, Control, Progress, ControlResult>;
 
 struct Packet {
   Header header;

@@ -130,6 +130,10 @@ void Server::Impl::apply(Peer& peer, const ring::Record& record) {
                                   fmt::format("container {}", record.container),
                                   "a record names a container that is not the sender's")
                                .error());
+  if (entry->passing && entry->passing->phase != Passing::Phase::kAsked)
+    return violation(peer, refuse(Exit::kFailed, "HF-CLIENT-FOREIGN", "container " + entry->name,
+                                  "a record came after its owner had agreed to hand it over")
+                               .error());
   if (!may_record(*entry)) return late_record(peer, record);
   Result<void> outcome;
   switch (static_cast<ring::Op>(record.op)) {

@@ -23,6 +23,24 @@ namespace holdfast::agent {
 using Clock = std::chrono::steady_clock;
 using ClientId = uint64_t;  ///< of a connection; 0: nobody
 
+/// A container on its way from its owner to a successor (handover.cc draws the phases).
+struct Passing {
+  enum class Phase : uint32_t {
+    kAsked,      ///< the owner has not answered
+    kGiving,     ///< it has the list and its end of the pair
+    kGiven,      ///< no mapping has an address; the successor has the descriptors
+    kLettingGo,  ///< the owner was told that the successor's addresses are right
+  };
+  uint64_t id = 0;
+  Phase phase = Phase::kAsked;
+  ClientId from = 0, to = 0;  ///< 0: gone, or has let go
+  uint64_t request = 0;       ///< of the successor, answered with kGiven
+  Clock::time_point until;
+  std::string successor;  ///< for people
+  bool from_checked = false, to_checked = false;
+  UniqueFd pair;  ///< the successor's end, until it is sent
+};
+
 struct ContainerEntry {
   uint32_t id = 0;
   std::string name;
@@ -39,6 +57,7 @@ struct ContainerEntry {
   ClientId taker = 0;
   /// What is mapped but left behind by a kexec: it is not in the record, and not compared with it.
   pagetable::IovaSet behind;
+  std::optional<Passing> passing;
 };
 
 struct RegionEntry {

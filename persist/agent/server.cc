@@ -1,6 +1,7 @@
 #include "persist/agent/server.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
@@ -352,6 +353,7 @@ void Server::Impl::housekeeping() {
   next_housekeeping = Clock::now() + kHousekeeping;
   for (auto& [id, peer] : peers)
     if (!peer->greeted && Clock::now() - peer->since > kGreetingTime) close_peer(*peer);
+  expire_handovers();
   reap();
 }
 
@@ -367,6 +369,11 @@ uint32_t Server::Impl::clients_of(uint32_t uid) const {
   for (const auto& [id, peer] : peers)
     if (!peer->closed && peer->ring && peer->who.owner.uid == uid) ++count;
   return count;
+}
+
+bool Server::Impl::hung_up(const Peer& peer) {
+  pollfd entry{peer.socket.get(), 0, 0};
+  return ::poll(&entry, 1, 0) == 1 && (entry.revents & POLLHUP) != 0;
 }
 
 bool Server::Impl::is_privileged(uint32_t uid) const {

@@ -3,6 +3,7 @@
 // The server's inside. Private to this folder; one class over several files:
 //   server.cc     loop, connections, control requests     recording.cc  rings into the arena
 //   clients.cc    messages of libholdfast clients         owners.cc     death, hold, take, release
+//   handover.cc   from one live owner to the next
 //   verbs.cc      built-in verbs   files_verbs.cc files/  health.cc     health and events
 //   freeze*.cc    freeze and thaw
 // Clients sit in an epoll of their own inside the main one, so that freeze can go on listening to
@@ -72,6 +73,7 @@ struct Server::Impl {
   bool timer_armed = false;
   std::string commit_problem;  ///< why the last commit failed; empty: it did not
   uint64_t next_freeze = 1;
+  uint64_t next_handover = 1;
   std::optional<FreezeReport> last_freeze;
   Clock::time_point next_housekeeping = Clock::now();
 
@@ -96,6 +98,8 @@ struct Server::Impl {
   [[nodiscard]] uint32_t peers_of(uint32_t uid) const;    ///< connections of any kind
   [[nodiscard]] uint32_t clients_of(uint32_t uid) const;  ///< that have a ring
   [[nodiscard]] bool is_privileged(uint32_t uid) const;
+  /// Its end of the socket is closed, which this agent has not come to yet.
+  [[nodiscard]] static bool hung_up(const Peer& peer);
 
   // -- recording.cc
   /// kWhole: everything that was there when it was called, up to the ring's size.
@@ -140,6 +144,8 @@ struct Server::Impl {
 
   // -- owners.cc
   void settle(Peer& peer);
+  /// Nobody has this container any more: it ends, or the time for which it is held begins.
+  void owner_gone(uint32_t id);
   void reap();
   /// Of restored_before, and kept by the kernel: not to be forgotten.
   [[nodiscard]] bool is_parked(const ContainerEntry& entry) const;
@@ -148,6 +154,9 @@ struct Server::Impl {
   [[nodiscard]] bool is_in_use(const ContainerEntry& entry) const;
   /// In use, its recorded owner dead, nothing of it here: the peer may register it as its own.
   [[nodiscard]] bool is_orphan(const ContainerEntry& entry, const Peer& peer) const;
+  /// Nothing of it is here, and the peer says that its owner gave it away while no agent heard it.
+  [[nodiscard]] bool was_passed_to(const ContainerEntry& entry, const Peer& peer,
+                                   uint32_t flags) const;
   /// Ends custody and the record of a container.
   void drop_container(uint32_t id);
   void drop_unused_regions(ClientId client);
@@ -170,6 +179,31 @@ struct Server::Impl {
   /// The restore has just finished: records what the seal kept out, new owners and releases.
   void settle_restored();
   Result<void> confirm_taken(ContainerEntry& entry, Peer& peer);
+  /// The memory that its mappings point into is this client's, too.
+  void own_regions(const ContainerEntry& entry, const Peer& peer);
+
+  // -- handover.cc
+  Result<void> begin_handover(Peer& peer, const protocol::Handover& message, uint64_t request);
+  Result<void> can_change_owner(const ContainerEntry& entry);
+  Result<void> take_unowned(Peer& peer, const std::string& name, uint64_t request);
+  Result<void> handover_step(Peer& peer, const protocol::HandoverStep& message, uint64_t request);
+  Result<void> give(Peer& peer, uint64_t handover, uint64_t request);
+  Result<protocol::Ack> check_places(Peer& peer, const protocol::Addresses& message,
+                                     BorrowedFd list);
+  /// The addresses of a peer against the record and against what the peer has mapped.
+  Result<void> compare_places(const Peer& peer, const ContainerEntry& entry, uint64_t count,
+                              BorrowedFd list);
+  Result<void> finish_handover(ContainerEntry& entry, Peer& peer);
+  Result<void> give_back(Peer& peer, const protocol::GiveBack& message);
+  [[nodiscard]] ContainerEntry* passing_of(uint64_t handover, ClientId owner);
+  /// The owner keeps it; the successor is told if it still waits for its answer.
+  void end_passing(ContainerEntry& entry, const Error& why);
+  void owner_let_go(ContainerEntry& entry);
+  /// Both owners are gone.
+  void nobody_has(ContainerEntry& entry);
+  void leave_handovers(const Peer& peer);
+  void leave_handover(ContainerEntry& entry, ClientId who);
+  void expire_handovers();
 
   // -- health.cc
   [[nodiscard]] Json health() const;

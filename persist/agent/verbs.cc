@@ -31,6 +31,8 @@ std::string_view role_name(protocol::DescriptorRole role) {
       return "memory";
     case protocol::DescriptorRole::kMappings:
       return "mappings";
+    case protocol::DescriptorRole::kPair:
+      return "pair";
   }
   return "unknown";
 }

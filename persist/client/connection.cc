@@ -133,7 +133,7 @@ void receive_all(hf_connection& connection) {
 }
 
 Result<protocol::Received> request(hf_connection& connection, const protocol::Message& message,
-                                   std::span<const BorrowedFd> descriptors) {
+                                   std::span<const BorrowedFd> descriptors, uint32_t more_ms) {
   if (!connection.recording || !usable(connection))
     return fail_errno(ENOTCONN, "agent", "not connected");
   const uint64_t number = connection.next_request++;
@@ -142,9 +142,9 @@ Result<protocol::Received> request(hf_connection& connection, const protocol::Me
     return std::unexpected(std::move(sent).error());
   }
   for (;;) {
-    HOLDFAST_TRY_ASSIGN(
-        const bool ready,
-        protocol::wait_readable(connection.socket, static_cast<int>(connection.timeout_ms)));
+    HOLDFAST_TRY_ASSIGN(const bool ready,
+                        protocol::wait_readable(connection.socket,
+                                                static_cast<int>(connection.timeout_ms + more_ms)));
     if (!ready) {
       lose(connection, "the agent does not answer");
       return fail_errno(ETIMEDOUT, "agent", "wait for an answer");
@@ -205,6 +205,7 @@ int hf_connect(const hf_connect_options* given, hf_connection** out, hf_error* e
         options.program != nullptr ? options.program : program_invocation_short_name;
     if (options.timeout_ms != 0) connection->timeout_ms = options.timeout_ms;
     if (options.full_wait_ms != 0) connection->full_wait_ms = options.full_wait_ms;
+    if (options.handover_ms != 0) connection->handover_ms = options.handover_ms;
     connection->optional = (options.flags & HF_CONNECT_OPTIONAL) != 0;
     connection->callbacks = client::sized_copy(options.callbacks);
     connection->ops = client::type1_ops();

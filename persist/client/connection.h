@@ -7,8 +7,10 @@
 // only. Callbacks run without any lock.
 
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -27,7 +29,8 @@ struct hf_memory {
   hf_connection* connection = nullptr;
   std::string name, path;
   holdfast::UniqueFd fd;
-  std::atomic<uint32_t> id = 0;  ///< Region::id; 0: not registered now
+  std::atomic<uint32_t> id = 0;        ///< Region::id; 0: not registered now
+  std::atomic<uintptr_t> address = 0;  ///< of its first byte in this process; 0: not known
 };
 
 struct hf_container {
@@ -49,6 +52,14 @@ struct hf_container {
   bool marked = false;           ///< under mutex: in_flight counts this call
   bool handed_out = false;       ///< under mutex: hf_taken_confirm() has not been heard yet
   bool lost = false;             ///< under mutex: a record found no room since the last resync
+  bool leaving = false;          ///< under mutex: being handed over, no mapping may change
+  bool taken_over = false;       ///< the agent has not heard that it changed its owner
+  /// Mappings whose memory is elsewhere than hf_memory::address says, by iova. Under mutex.
+  struct Elsewhere {
+    hf_memory* memory = nullptr;
+    uintptr_t address = 0;  ///< of the mapping's first byte
+  };
+  std::map<uint64_t, Elsewhere> elsewhere;
 };
 
 struct hf_connection {
@@ -56,6 +67,7 @@ struct hf_connection {
   std::string path, program;
   uint32_t timeout_ms = 5000;
   uint32_t full_wait_ms = 250;
+  uint32_t handover_ms = 10000;
   bool optional = false;
   hf_callbacks callbacks{};
   hf_kernel_ops ops{};
@@ -70,6 +82,13 @@ struct hf_connection {
   std::list<std::unique_ptr<hf_container>> containers;
   std::list<std::unique_ptr<hf_memory>> memories;
   bool told_lost = false;
+  /// RELINQUISH that was delivered and is not answered, by hand-over.
+  struct Asked {
+    hf_container* container = nullptr;
+    std::string successor;
+    std::chrono::steady_clock::time_point until;
+  };
+  std::map<uint64_t, Asked> asked;
 
   std::mutex lost_mutex;
   std::string lost_why;
@@ -120,10 +139,11 @@ int guarded(hf_error* error, Body&& body) noexcept {
   }
 }
 
-/// Sends and waits for the answer with the same number; what arrives meanwhile is queued. The
-/// caller holds connection.mutex.
+/// Sends and waits for the answer with the same number, `more_ms` beyond the connection's timeout;
+/// what arrives meanwhile is queued. The caller holds connection.mutex.
 Result<protocol::Received> request(hf_connection& connection, const protocol::Message& message,
-                                   std::span<const BorrowedFd> descriptors = {});
+                                   std::span<const BorrowedFd> descriptors = {},
+                                   uint32_t more_ms = 0);
 Result<protocol::Ack> request_ack(hf_connection& connection, const protocol::Message& message,
                                   std::span<const BorrowedFd> descriptors = {});
 /// Reads what has arrived without waiting. The caller holds connection.mutex.

@@ -10,6 +10,26 @@ using client::guarded;
 
 namespace {
 
+/// Somebody wants a container of this program.
+void ask(hf_connection& connection, const protocol::Relinquish& message) {
+  hf_container* container = nullptr;
+  {
+    const std::scoped_lock lock(connection.mutex);
+    for (const auto& one : connection.containers)
+      if (one->id == message.container) container = one.get();
+    if (container == nullptr) return;  // unregistered since
+    connection.asked[message.handover] = {
+        container, message.successor,
+        std::chrono::steady_clock::now() + std::chrono::milliseconds(message.timeout_ms)};
+  }
+  const hf_callbacks& callbacks = connection.callbacks;
+  if (callbacks.hand_over != nullptr)
+    callbacks.hand_over(callbacks.user, &connection, container, message.handover,
+                        message.successor.c_str(), message.timeout_ms);
+  else
+    hf_keep(&connection, message.handover, "the program has no hand_over callback", nullptr);
+}
+
 void deliver(hf_connection& connection, const protocol::Message& message) {
   const hf_callbacks& callbacks = connection.callbacks;
   if (const auto* quiesce = std::get_if<protocol::Quiesce>(&message)) {
@@ -23,6 +43,8 @@ void deliver(hf_connection& connection, const protocol::Message& message) {
   } else if (const auto* thawed = std::get_if<protocol::Thawed>(&message)) {
     if (callbacks.thawed != nullptr)
       callbacks.thawed(callbacks.user, &connection, thawed->why.c_str());
+  } else if (const auto* relinquish = std::get_if<protocol::Relinquish>(&message)) {
+    ask(connection, *relinquish);
   }
 }
 

@@ -62,6 +62,11 @@ typedef struct hf_callbacks {
   void (*thawed)(void* user, hf_connection* connection, const char* why);
   /* The agent is gone; recording has stopped. hf_reconnect() when it is back. */
   void (*lost)(void* user, hf_connection* connection, const char* why);
+  /* Another process (`successor`: "pid 4711 (qemu)") asks for a container of this one. Answer with
+   * hf_hand_over() or hf_keep(), here or later, on any thread, within timeout_ms. Without this
+   * callback the answer is "no". */
+  void (*hand_over)(void* user, hf_connection* connection, hf_container* container,
+                    uint64_t handover, const char* successor, uint32_t timeout_ms);
 } hf_callbacks;
 
 typedef struct hf_connect_options {
@@ -72,6 +77,7 @@ typedef struct hf_connect_options {
   uint32_t timeout_ms;           /* of each request; 0: 5000 */
   uint32_t full_wait_ms;         /* how long a record waits for room in the ring; 0: 250 */
   const hf_callbacks* callbacks; /* copied; NULL: none */
+  uint32_t handover_ms;          /* from HF_TAKE_FROM_OWNER to its end; 0: 10000 */
 } hf_connect_options;
 
 HF_API int hf_connect(const hf_connect_options* options, hf_connection** out, hf_error* error);
@@ -127,6 +133,11 @@ HF_API int hf_register_device(hf_container* container, const char* bdf, int grou
 HF_API int hf_register_memory(hf_connection* connection, const char* name, int fd, const char* path,
                               hf_memory** out, hf_error* error);
 HF_API int hf_unregister_memory(hf_memory* memory, hf_error* error);
+
+/* Where this process has the memory: its first byte, the whole of it mapped shared. hf_map() learns
+ * it by itself; a program that maps by its own calls, has moved the memory, or takes a container
+ * over from another process says it. */
+HF_API int hf_set_address(hf_memory* memory, void* address, hf_error* error);
 
 /* -- mapping ------------------------------------------------------------------------------------
  */
@@ -185,6 +196,10 @@ typedef struct hf_kernel_ops {
   int (*map)(void* context, int container_fd, const hf_kernel_map* request);
   int (*unmap)(void* context, int container_fd, uint64_t iova, uint64_t size, uint64_t* unmapped);
   int (*unmap_all)(void* context, int container_fd, uint64_t* unmapped);
+  /* For hand-over (VFIO_DMA_UNMAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_VADDR); NULL: not possible. */
+  int (*suspend_all)(void* context, int container_fd);
+  int (*suspend)(void* context, int container_fd, uint64_t iova, uint64_t size);
+  int (*resume)(void* context, int container_fd, uint64_t iova, uint64_t size, void* vaddr);
 } hf_kernel_ops;
 /* NULL: back to VFIO type1. Before the first hf_map. */
 HF_API int hf_set_kernel_ops(hf_connection* connection, const hf_kernel_ops* ops);
@@ -200,6 +215,23 @@ HF_API int hf_event_fd(const hf_connection* connection);
 HF_API int hf_dispatch(hf_connection* connection, hf_error* error);
 /* Answers a quiesce callback. accepted 1: no device of this program does DMA any more. */
 HF_API int hf_quiesced(hf_connection* connection, uint64_t freeze, int accepted, const char* why);
+
+/* -- handing over ------------------------------------------------------------------------------
+ *
+ * Another process becomes the owner of a container while both live; its devices' DMA goes on.
+ * The one that has it:  callback hand_over -> hf_hand_over()
+ * The one that gets it: hf_take(HF_TAKE_FROM_OWNER) -> mmap() what hf_taken names ->
+ *                       hf_set_address() for each -> hf_taken_confirm()
+ */
+
+/* Gives the container away and returns when the successor has it: 0, and `container` of the
+ * callback is freed; this program closes its descriptors of it and unmaps nothing. Or it stays with
+ * this program, as it was (HF-HANDOVER-RETURNED, the cause says who and what; exit_code 6: some
+ * mappings have no address here, DMA goes on through them). Waits, at most for the callback's
+ * timeout_ms; meanwhile maps and unmaps of this container are -EBUSY, others go on. */
+HF_API int hf_hand_over(hf_connection* connection, uint64_t handover, hf_error* error);
+/* Answers "no"; `why` reaches the successor. */
+HF_API int hf_keep(hf_connection* connection, uint64_t handover, const char* why, hf_error* error);
 
 /* -- taking up again ----------------------------------------------------------------------------
  */
@@ -232,10 +264,16 @@ typedef struct hf_taken {
 #define HF_TAKE_CONFIRM_LATER                                              \
   1u /* hf_taken_confirm() when this program is ready; until then maps and \
         unmaps of it are -EBUSY, and dying gives it back to the agent */
+#define HF_TAKE_FROM_OWNER                                                     \
+  2u /* whoever has it is asked; waits for the answer. Confirmed later always: \
+        when hf_set_address() has said where this program has the memory */
 HF_API int hf_take(hf_connection* connection, const char* name, uint32_t flags, hf_taken** out,
                    hf_error* error);
+/* From an owner: wrong addresses (HF-HANDOVER-MEMORY, -PLACES, -ADDRESS) can be put right and
+ * confirmed again; after any other error it is the owner's again. */
 HF_API int hf_taken_confirm(hf_taken* taken, hf_error* error);
-/* Closes the descriptors that are not -1. The container stays registered. */
+/* Before hf_close(). Closes the descriptors that are not -1. What was confirmed stays registered;
+ * what was not goes back to whoever had it, and `container` is freed. */
 HF_API void hf_taken_free(hf_taken* taken);
 
 #ifdef __cplusplus

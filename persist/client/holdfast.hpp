@@ -84,6 +84,11 @@ class Memory {
     out.access = access;
     return out;
   }
+  /// Where this process has it, the whole of it mapped shared.
+  Status set_address(void* address) {
+    hf_error error{};
+    return detail::status(hf_set_address(handle_, address, &error), error);
+  }
   Status unregister() {
     hf_error error{};
     return detail::status(hf_unregister_memory(std::exchange(handle_, nullptr), &error), error);
@@ -192,6 +197,10 @@ struct Callbacks {
   std::function<void(uint64_t generation)> frozen;
   std::function<void(const std::string& why)> thawed;
   std::function<void(const std::string& why)> lost;
+  /// Answered with hand_over() or keep(); without it the answer is "no".
+  std::function<void(Container container, uint64_t handover, const std::string& successor,
+                     uint32_t timeout_ms)>
+      hand_over;
 };
 
 class Connection {
@@ -202,6 +211,7 @@ class Connection {
     bool optional = false;  ///< HF_CONNECT_OPTIONAL
     uint32_t timeout_ms = 0;
     uint32_t full_wait_ms = 0;
+    uint32_t handover_ms = 0;
     Callbacks callbacks;
   };
   static Expected<Connection> connect(Options options) {
@@ -225,6 +235,12 @@ class Connection {
       table.lost = [](void* user, hf_connection*, const char* why) {
         static_cast<Callbacks*>(user)->lost(why);
       };
+    if (callbacks->hand_over)
+      table.hand_over = [](void* user, hf_connection*, hf_container* container, uint64_t handover,
+                           const char* successor, uint32_t timeout_ms) {
+        static_cast<Callbacks*>(user)->hand_over(Container(container), handover, successor,
+                                                 timeout_ms);
+      };
     hf_connect_options given{};
     given.size = sizeof given;
     given.socket = options.socket.empty() ? nullptr : options.socket.c_str();
@@ -232,6 +248,7 @@ class Connection {
     given.flags = options.optional ? HF_CONNECT_OPTIONAL : 0;
     given.timeout_ms = options.timeout_ms;
     given.full_wait_ms = options.full_wait_ms;
+    given.handover_ms = options.handover_ms;
     given.callbacks = &table;
     hf_connection* handle = nullptr;
     hf_error error{};
@@ -285,6 +302,15 @@ class Connection {
     return detail::status(
         hf_quiesced(handle_.get(), freeze, accepted ? 1 : 0, why.empty() ? nullptr : why.c_str()),
         {});
+  }
+  /// Blocks until the successor has the container, which is freed then; see hf_hand_over().
+  Status hand_over(uint64_t handover) {
+    hf_error error{};
+    return detail::status(hf_hand_over(handle_.get(), handover, &error), error);
+  }
+  Status keep(uint64_t handover, const std::string& why) {
+    hf_error error{};
+    return detail::status(hf_keep(handle_.get(), handover, why.c_str(), &error), error);
   }
   Expected<Taken> take(const std::string& name, uint32_t flags = 0) {
     hf_taken* out = nullptr;

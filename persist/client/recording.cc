@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "persist/base/result.h"
+#include "persist/client/addresses.h"
 #include "persist/client/connection.h"
 #include "persist/model/mapping.h"
 #include "restore/kernel/map_refusal.h"
@@ -43,7 +44,7 @@ int begin(hf_container& container) {
   container.marked = false;
   if (!usable(connection) || !connection.ring) return 0;
   // It is not this program's yet: the agent takes a record of it for a lie.
-  if (container.handed_out) return -EBUSY;
+  if (container.handed_out || container.leaving) return -EBUSY;
   if (!connection.recording) {
     // The agent is gone; a generation that it sealed still stands until hf_reconnect says
     // otherwise.
@@ -114,7 +115,11 @@ ring::Record range_record(uint64_t iova, uint64_t size) {
 
 int frozen(hf_error* error, const hf_container& container) {
   const std::string object = "container " + container.name;
-  auto why = container.handed_out
+  auto why = container.leaving ? refuse(Exit::kRefused, "HF-HANDOVER-BUSY", object,
+                                        "is being handed over: no mapping may change",
+                                        "wait for hf_hand_over() to return")
+                                     .error()
+             : container.handed_out
                  ? refuse(Exit::kRefused, "HF-FROZEN", object,
                           "was handed out and is not confirmed: no mapping may change",
                           "hf_taken_confirm()")
@@ -159,7 +164,7 @@ int type1_map(void*, int container_fd, const hf_kernel_map* request) {
 
 int unmapped_by(const Result<uint64_t>& outcome, uint64_t* unmapped) {
   if (!outcome) return -outcome.error().sys_errno;
-  *unmapped = *outcome;
+  if (unmapped != nullptr) *unmapped = *outcome;
   return 0;
 }
 
@@ -169,6 +174,23 @@ int type1_unmap(void*, int container_fd, uint64_t iova, uint64_t size, uint64_t*
 
 int type1_unmap_all(void*, int container_fd, uint64_t* unmapped) {
   return unmapped_by(sys::vfio_unmap_dma(BorrowedFd(container_fd), sys::kUnmapAll, 0, 0), unmapped);
+}
+
+int type1_suspend_all(void*, int container_fd) {
+  return unmapped_by(
+      sys::vfio_unmap_dma(BorrowedFd(container_fd), sys::kUnmapVaddr | sys::kUnmapAll, 0, 0),
+      nullptr);
+}
+
+int type1_suspend(void*, int container_fd, uint64_t iova, uint64_t size) {
+  return unmapped_by(sys::vfio_unmap_dma(BorrowedFd(container_fd), sys::kUnmapVaddr, iova, size),
+                     nullptr);
+}
+
+int type1_resume(void*, int container_fd, uint64_t iova, uint64_t size, void* vaddr) {
+  const auto outcome = sys::vfio_map_dma(BorrowedFd(container_fd), sys::kMapVaddr,
+                                         reinterpret_cast<uint64_t>(vaddr), iova, size);
+  return outcome ? 0 : -outcome.error().sys_errno;
 }
 
 }  // namespace
@@ -184,6 +206,9 @@ hf_kernel_ops type1_ops() {
   out.map = type1_map;
   out.unmap = type1_unmap;
   out.unmap_all = type1_unmap_all;
+  out.suspend_all = type1_suspend_all;
+  out.suspend = type1_suspend;
+  out.resume = type1_resume;
   return out;
 }
 
@@ -208,6 +233,7 @@ void hf_record_map(hf_container* container, const hf_mapping* mapping) {
 }
 
 void hf_record_unmap(hf_container* container, uint64_t iova, uint64_t size) {
+  client::forget_addresses(*container, iova, size);
   client::record(*container, ring::Op::kUnmap, client::range_record(iova, size));
 }
 
@@ -222,7 +248,10 @@ int hf_map(hf_container* container, const hf_mapping* mapping, void* vaddr, hf_e
     request.memory_fd = mapping->memory != nullptr ? mapping->memory->fd.get() : -1;
     request.memory_offset = mapping->offset;
     const int status = ops.map(ops.context, container->fd.get(), &request);
-    if (status == 0) client::record(*container, ring::Op::kMap, client::map_record(*mapping));
+    if (status == 0) {
+      client::record(*container, ring::Op::kMap, client::map_record(*mapping));
+      client::learn_address(*container, *mapping, vaddr);
+    }
     return status;
   });
 }
@@ -236,6 +265,7 @@ int hf_unmap(hf_container* container, uint64_t iova, uint64_t size, uint64_t* un
     // The kernel unmaps nothing without complaint; then nothing has changed.
     if (status == 0 && bytes != 0)
       client::record(*container, ring::Op::kUnmap, client::range_record(iova, size));
+    if (status == 0) client::forget_addresses(*container, iova, size);
     if (unmapped != nullptr) *unmapped = bytes;
     return status;
   });
@@ -248,6 +278,7 @@ int hf_unmap_all(hf_container* container, uint64_t* unmapped, hf_error* error) {
     const int status = ops.unmap_all(ops.context, container->fd.get(), &bytes);
     if (status == 0 && bytes != 0)
       client::record(*container, ring::Op::kUnmapAll, client::range_record(0, 0));
+    if (status == 0) container->elsewhere.clear();
     if (unmapped != nullptr) *unmapped = bytes;
     return status;
   });

@@ -27,6 +27,16 @@ bool may_wait(const hf_connection& connection) {
   return connection.optional && !connection.recording;
 }
 
+Result<void> stays(hf_container& container) {
+  const std::scoped_lock lock(container.mutex);
+  if (!container.leaving) return {};
+  auto busy = refuse(Exit::kRefused, "HF-HANDOVER-BUSY", "container " + container.name,
+                     "is being handed over", "wait for hf_hand_over() to return")
+                  .error();
+  busy.sys_errno = EBUSY;
+  return std::unexpected(std::move(busy));
+}
+
 }  // namespace
 
 Result<void> announce(hf_connection& connection, hf_memory& memory) {
@@ -44,10 +54,12 @@ Result<void> announce(hf_connection& connection, hf_container& container) {
   message.kind = container.kind;
   message.hold_seconds = container.hold_seconds;
   message.ioas = container.ioas;
+  message.flags = container.taken_over ? protocol::kTakenOver : 0;
   message.name = container.name;
   const std::array<BorrowedFd, 1> fds{container.fd};
   HOLDFAST_TRY_ASSIGN(const protocol::Ack ack, request_ack(connection, message, fds));
   container.id = static_cast<uint32_t>(ack.value);
+  container.taken_over = false;
   return {};
 }
 
@@ -120,7 +132,8 @@ int hf_unregister_container(hf_container* container, hf_error* error) {
     if (container == nullptr) return -EINVAL;
     hf_connection& connection = *container->connection;
     const std::scoped_lock lock(connection.mutex);
-    Result<void> outcome;
+    Result<void> outcome = client::stays(*container);
+    if (!outcome) return client::report(error, outcome.error());
     if (connection.recording && container->id != 0) {
       auto ack = client::request_ack(
           connection, protocol::Unregister{protocol::Subject::kContainer, container->id});
@@ -128,6 +141,8 @@ int hf_unregister_container(hf_container* container, hf_error* error) {
     }
     // A refusal (frozen) keeps it; a lost agent has forgotten it anyway.
     if (!outcome && connection.recording) return client::report(error, outcome.error());
+    std::erase_if(connection.asked,
+                  [&](const auto& one) { return one.second.container == container; });
     connection.containers.remove_if([&](const auto& one) { return one.get() == container; });
     return client::finish(error, Result<void>());
   });

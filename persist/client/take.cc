@@ -1,12 +1,15 @@
 // Taking up again: the descriptors of a restored container become this program's.
 
 #include <fcntl.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <map>
 
+#include "persist/client/addresses.h"
 #include "persist/client/connection.h"
 #include "persist/model/mapping.h"
 
@@ -20,6 +23,10 @@ struct Taken : hf_taken {
   hf_connection* connection = nullptr;
   std::string name;
   bool confirmed = false;
+  bool over = false;        ///< the owner before has it again
+  holdfast::UniqueFd pair;  ///< to the owner before; none: nobody had it
+  std::chrono::steady_clock::time_point until;
+  std::vector<Mapping> records;
   std::vector<hf_taken_device> device_list;
   std::vector<hf_taken_memory> memory_list;
   std::vector<hf_mapping> mapping_list;
@@ -64,17 +71,12 @@ hf_memory* own_memory(hf_connection& connection, const protocol::DescriptorLabel
 
 Result<void> fill_mappings(hf_connection& connection, Taken& taken, const UniqueFd& list,
                            uint64_t count) {
-  constexpr uint64_t kMost = 64'000'000;  // 2 GiB: more than any kernel maps
-  if (count > kMost) return fail("agent", "sent an impossible number of mappings");
-  HOLDFAST_TRY_ASSIGN(const auto bytes, protocol::read_whole(list, count * sizeof(Mapping)));
-  if (bytes.size() != count * sizeof(Mapping))
-    return fail("agent", "sent a list of mappings that is cut short");
+  HOLDFAST_TRY_ASSIGN(taken.records, client::read_mappings(list, count));
   std::map<uint32_t, hf_memory*> by_id;
   for (const auto& memory : connection.memories) by_id[memory->id] = memory.get();
   taken.mapping_list.resize(count);
   for (uint64_t i = 0; i < count; ++i) {
-    Mapping mapping;
-    std::memcpy(&mapping, bytes.data() + i * sizeof mapping, sizeof mapping);
+    const Mapping& mapping = taken.records[i];
     hf_mapping& out = taken.mapping_list[i];
     out = {};
     out.iova = mapping.iova;
@@ -135,6 +137,9 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
       case protocol::DescriptorRole::kMappings:
         HOLDFAST_TRY(fill_mappings(connection, *taken, fd, label.length));
         break;
+      case protocol::DescriptorRole::kPair:
+        taken->pair = std::move(fd);
+        break;
       case protocol::DescriptorRole::kMemory:
         break;
     }
@@ -162,13 +167,89 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
   return taken;
 }
 
+using Says = protocol::Pair::Says;
+
+Result<void> say(const Taken& taken, Says what, const std::string& why = {}) {
+  return protocol::send(taken.pair, protocol::Pair{what, why}, 0, {}, false);
+}
+
+std::unexpected<Error> kept(const Taken& taken, const std::string& why) {
+  return refuse(Exit::kRefused, "HF-HANDOVER-RETURNED", "container " + taken.name,
+                "its owner has it again: " + why, "hf_taken_free(), then ask anew");
+}
+
+/// What the owner has decided. After it has let go nothing it does matters any more; if it ended
+/// without a word, it cannot take back either.
+Result<void> decision(const Taken& taken, bool wait) {
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(taken.until - std::chrono::steady_clock::now());
+  HOLDFAST_TRY_ASSIGN(
+      const bool heard,
+      protocol::wait_readable(taken.pair,
+                              wait ? static_cast<int>(std::max<int64_t>(0, left.count())) : 0));
+  if (!heard) {
+    auto late = fail("container " + taken.name, "its owner has not let go of it in time").error();
+    late.sys_errno = ETIMEDOUT;
+    return std::unexpected(std::move(late));
+  }
+  HOLDFAST_TRY_ASSIGN(const auto received, protocol::receive(taken.pair, false));
+  if (received.kind != protocol::Received::Kind::kMessage) return {};
+  const auto* pair = std::get_if<protocol::Pair>(&received.packet.message);
+  if (pair != nullptr && pair->says == Says::kYours) return {};
+  return kept(taken, pair != nullptr ? pair->why : "it says something that is no answer");
+}
+
+/// Every mapping gets its address here, and the owner before lets go.
+Result<void> take_over(Taken& taken, hf_container& own) {
+  hf_connection& connection = *taken.connection;
+  HOLDFAST_TRY_ASSIGN(const auto places, client::places_of(connection, own, taken.records));
+  // What is wrong with them can be put right: the owner waits.
+  HOLDFAST_TRY(client::send_places(connection, own, places));
+  client::ContainerCalls calls(own);
+  const auto still = [&](uint64_t, uint64_t) -> Result<void> {
+    HOLDFAST_TRY_ASSIGN(const bool over, protocol::wait_readable(taken.pair, 0));
+    return over ? decision(taken, false) : Result<void>();
+  };
+  const auto give_up = [&](Error error) {
+    // The owner takes back, what was taken here too.
+    (void)say(taken, Says::kNo, error.headline());
+    taken.over = true;
+    taken.pair.reset();
+    return std::unexpected(std::move(error));
+  };
+  if (auto all = handover::take(calls, places, still); !all) return give_up(all.error());
+  // Where that does not arrive the owner has decided already, or is gone.
+  (void)say(taken, Says::kTaken);
+  auto decided = decision(taken, true);
+  if (!decided && decided.error().sys_errno == ETIMEDOUT) {
+    // From here on it cannot say "yours" any more; what it has said until now counts.
+    ::shutdown(taken.pair.get(), SHUT_RD);
+    HOLDFAST_TRY_ASSIGN(const auto last, protocol::receive(taken.pair, false));
+    const auto* pair = std::get_if<protocol::Pair>(&last.packet.message);
+    if (last.kind == protocol::Received::Kind::kMessage && pair != nullptr &&
+        pair->says == Says::kYours)
+      decided = {};
+  }
+  if (!decided) return give_up(decided.error());
+  taken.pair.reset();
+  own.taken_over = true;
+  return {};
+}
+
 Result<void> confirm(Taken& taken) {
   if (taken.confirmed) return {};
+  if (taken.over) return kept(taken, "that hand-over is over");
   const auto& all = taken.connection->containers;
   const auto own = std::ranges::find(all, taken.container, &std::unique_ptr<hf_container>::get);
   // Not so where it was registered again since, which says the same.
-  if (own == all.end() || (*own)->handed_out)
-    HOLDFAST_TRY(client::request_ack(*taken.connection, protocol::Taken{taken.name}));
+  if (taken.pair.valid() && own != all.end()) HOLDFAST_TRY(take_over(taken, **own));
+  if (own == all.end() || (*own)->handed_out) {
+    auto heard = client::request_ack(*taken.connection, protocol::Taken{taken.name});
+    // Taken over it is this program's whether an agent hears of it now, or at the next reconnect.
+    const bool later = own != all.end() && (*own)->taken_over && !taken.connection->recording;
+    if (!heard && !later) return std::unexpected(std::move(heard).error());
+    if (heard && own != all.end()) (*own)->taken_over = false;
+  }
   taken.confirmed = true;
   if (own == all.end()) return {};
   const std::scoped_lock lock((*own)->mutex);
@@ -192,7 +273,12 @@ int hf_take(hf_connection* connection, const char* name, uint32_t flags, hf_take
   *out = nullptr;
   return guarded(error, [&]() -> int {
     const std::scoped_lock lock(connection->mutex);
-    auto received = client::request(*connection, protocol::Take{name});
+    const bool from_owner = (flags & HF_TAKE_FROM_OWNER) != 0;
+    const uint32_t time = connection->handover_ms;
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(time);
+    auto received = from_owner
+                        ? client::request(*connection, protocol::Handover{name, time}, {}, time)
+                        : client::request(*connection, protocol::Take{name});
     if (!received) return client::report(error, received.error());
     auto taken = unpack(*connection, name, *received);
     if (!taken) {
@@ -200,7 +286,8 @@ int hf_take(hf_connection* connection, const char* name, uint32_t flags, hf_take
       client::lose(*connection, taken.error().headline());
       return client::report(error, taken.error());
     }
-    if ((flags & HF_TAKE_CONFIRM_LATER) == 0) {
+    (*taken)->until = until;
+    if ((flags & (HF_TAKE_CONFIRM_LATER | HF_TAKE_FROM_OWNER)) == 0) {
       if (auto done = confirm(**taken); !done) {
         close_all(**taken);
         connection->containers.remove_if(
@@ -225,5 +312,19 @@ int hf_taken_confirm(hf_taken* given, hf_error* error) {
 void hf_taken_free(hf_taken* given) {
   if (given == nullptr) return;
   const std::unique_ptr<Taken> taken(static_cast<Taken*>(given));
+  if (!taken->confirmed)
+    guarded(nullptr, [&]() -> int {
+      hf_connection& connection = *taken->connection;
+      const std::scoped_lock lock(connection.mutex);
+      taken->pair.reset();
+      const auto own = std::ranges::find(connection.containers, taken->container,
+                                         &std::unique_ptr<hf_container>::get);
+      // Not so where it was registered again since: then it is this program's.
+      if (own == connection.containers.end() || !(*own)->handed_out) return 0;
+      // An agent that is gone has taken it back.
+      auto heard = client::request_ack(connection, protocol::GiveBack{taken->name});
+      connection.containers.erase(own);
+      return client::finish(nullptr, heard);
+    });
   close_all(*taken);
 }

@@ -59,10 +59,9 @@ std::unexpected<Error> wrong(const Claim& claim, uint64_t at, uint64_t done,
   return refuse(
       Exit::kRefused, "HF-HANDOVER-MEMORY",
       fmt::format("mapping {:#x}-{:#x}", claim.place.iova, claim.place.iova + claim.place.size),
-      fmt::format("the new owner has {} at address {:#x}; wanted is {} at {:#x} of it "
-                  "(r{}, shared)",
-                  found, at, claim.memory, claim.offset + done, claim.writes ? "w" : ""),
-      "the new owner maps the same memory before it names addresses");
+      fmt::format("at address {:#x} it has {}; wanted is {} at {:#x} of it (r{}, shared)", at,
+                  found, claim.memory, claim.offset + done, claim.writes ? "w" : ""),
+      "map the same memory, shared, and then: hf_set_address()");
 }
 
 Result<void> check(std::span<const Area> areas, const Claim& claim) {

@@ -37,20 +37,19 @@ Result<void> check(std::span<const Place> places) {
   return {};
 }
 
-/// The way back of take(): what it gave an address has none again.
-Result<void> let_go(VaddrCalls& calls, std::span<const Place> taken) {
-  if (taken.empty()) return {};
-  // All that is mapped between the first and the last of them is theirs: one call.
-  const uint64_t begin = taken.front().iova, end = taken.back().iova + taken.back().size;
-  return calls.suspend(begin, end - begin);
-}
-
-/// What has an address is the successor's: it loses that first.
+/// What has an address is the successor's: it loses that first. One that is still at it may be
+/// quicker, but is at each mapping only once.
 Result<void> regain(VaddrCalls& calls, const Place& place) {
+  constexpr int kAttempts = 4;
   auto mine = calls.resume(place.iova, place.size, place.address);
-  if (mine || mine.error().sys_errno != EINVAL) return mine;
-  HOLDFAST_TRY(calls.suspend(place.iova, place.size));
-  return calls.resume(place.iova, place.size, place.address);
+  for (int i = 1; i < kAttempts && !mine && mine.error().sys_errno == EINVAL; ++i) {
+    // EINVAL: it has no address; the successor's call is still to come, or ours succeeds.
+    if (auto gone = calls.suspend(place.iova, place.size);
+        !gone && gone.error().sys_errno != EINVAL)
+      return gone;
+    mine = calls.resume(place.iova, place.size, place.address);
+  }
+  return mine;
 }
 
 }  // namespace
@@ -70,15 +69,12 @@ Result<void> take(VaddrCalls& calls, std::span<const Place> places, const Progre
     auto taken = calls.resume(place.iova, place.size, place.address);
     if (!taken) {
       Error error = std::move(taken).error();
-      if (auto undone = let_go(calls, places.first(i)); !undone)
-        error.details.push_back(
-            fmt::format("{} mappings keep their new addresses: {}", i, undone.error().headline()));
       if (error.sys_errno == ENOMEM && error.remedy.empty())
         error.remedy = "raise RLIMIT_MEMLOCK of the new owner, or give it CAP_IPC_LOCK";
       return std::unexpected(std::move(error).in(text(places, i)));
     }
     if (progress && ((i + 1) % kProgressEvery == 0 || i + 1 == places.size()))
-      progress(i + 1, places.size());
+      HOLDFAST_TRY(progress(i + 1, places.size()));
   }
   return {};
 }

@@ -11,6 +11,11 @@
 //     │                     │ some have the new owner's address
 //     └──── take_back() ────┴──┘  in the old owner, from any of these states
 //
+// Only the old owner ever takes an address away: the new one, late or stopped in the middle, could
+// not know whether what it takes away is its own. An address that a mapping has cannot be
+// overwritten (EINVAL), so once take_back() has ended nothing that the new one still does changes
+// any.
+//
 // While a mapping has no address the kernel attaches no group to the container (EBUSY); it maps and
 // unmaps. Accounting (RLIMIT_MEMLOCK) moves mapping by mapping to the process that gives it an
 // address. The kernel does not look at what is at an address: addresses.h does.
@@ -44,21 +49,21 @@ class VaddrCalls {
   virtual Result<void> resume(uint64_t iova, uint64_t size, void* address) = 0;
 };
 
-/// Mappings done and in all; called after each thousand.
-using Progress = std::function<void(uint64_t done, uint64_t all)>;
+/// Mappings done and in all; called after each thousand, and after the last.
+using Progress = std::function<Result<void>(uint64_t done, uint64_t all)>;
 
 /// No mapping has an address any more, or all have what they had. In whichever process.
 [[nodiscard]] Result<void> give_away(VaddrCalls& calls);
 
 /// Gives every mapping of the container, which has none, its address in this process. `places`:
 /// all of them, sorted by iova, none twice; HF-HANDOVER-PLACES (exit 5) otherwise, before the first
-/// call. Fails as a whole, naming the mapping: those that had got an address have none again, so
-/// that take_back() finds what give_away() left. Where not even that worked a detail says so;
-/// take_back() works nevertheless.
+/// call. The first that fails ends it, and is named; what had got an address keeps it until the
+/// owner before takes back. `progress` ends it, too, by an error.
 [[nodiscard]] Result<void> take(VaddrCalls& calls, std::span<const Place> places,
                                 const Progress& progress = {});
 
-/// In the owner before: its addresses again, whatever a hand-over left (none, some or all taken).
+/// In the owner before: its addresses again, whatever a hand-over left (none, some or all taken),
+/// also while the new owner is still at it.
 /// One that cannot be had does not keep the others: the error names the first and counts them.
 [[nodiscard]] Result<void> take_back(VaddrCalls& calls, std::span<const Place> places);
 

@@ -1,5 +1,9 @@
 #include "restore/kernel/port.h"
 
+#include <cerrno>
+
+#include "restore/kernel/refusals.h"
+
 namespace holdfast::kernel {
 
 bool same_model(const Device& a, const Device& b) {
@@ -10,6 +14,12 @@ bool same_model(const Device& a, const Device& b) {
 
 Result<bool> Port::block(const Device& device) {
   return fail("device " + device.bdf, "there is no way to its bus master bit on this kernel");
+}
+
+Result<void> Port::check_vaddr(ContainerHandle) {
+  HOLDFAST_TRY_ASSIGN(const Capabilities probed, probe());
+  if (probed.update_vaddr.answer == Answer::kYes) return {};
+  return no_vaddr_update("container", EOPNOTSUPP);
 }
 
 std::string_view answer_name(Answer answer) {

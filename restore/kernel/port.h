@@ -205,6 +205,9 @@ class Port {
   virtual Result<void> check_device(BorrowedFd fd) = 0;
 
   // -- hand over, type1 VADDR -------------------------------------------------------------------
+  /// Whether this container's mappings can get new addresses now; HF-KERNEL-VADDR (exit 4) if not:
+  /// the kernel cannot at all, or not with what is in the container (mediated devices).
+  virtual Result<void> check_vaddr(ContainerHandle container);
   /// Invalidates the virtual addresses of every mapping; DMA goes on.
   virtual Result<void> suspend_vaddr(ContainerHandle container) = 0;
   /// The same for the mappings that lie in [iova, iova+size), whole: returns their bytes. EINVAL,

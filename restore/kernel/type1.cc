@@ -10,6 +10,7 @@
 #include <climits>
 
 #include "restore/kernel/map_refusal.h"
+#include "restore/kernel/refusals.h"
 #include "restore/kernel/syscalls.h"
 
 namespace holdfast::kernel {
@@ -235,6 +236,14 @@ Result<void> Type1Port::check_device(BorrowedFd fd) {
   if (std::string_view(link, static_cast<size_t>(length)) != "anon_inode:[vfio-device]")
     return fail_errno(EBADFD, "device descriptor", "is no VFIO device");
   HOLDFAST_TRY(sys::vfio_device_info(fd));
+  return {};
+}
+
+Result<void> Type1Port::check_vaddr(ContainerHandle container) {
+  // With a mediated device or an emulated group in it the kernel says 0.
+  HOLDFAST_TRY_ASSIGN(const int offered,
+                      sys::vfio_check_extension(container, sys::kVfioUpdateVaddr));
+  if (offered == 0) return no_vaddr_update("container", EOPNOTSUPP);
   return {};
 }
 

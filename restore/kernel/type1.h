@@ -61,6 +61,7 @@ class Type1Port : public Port {
   Result<void> check_container(ContainerHandle fd) override;
   Result<void> check_device(BorrowedFd fd) override;
 
+  Result<void> check_vaddr(ContainerHandle container) override;
   Result<void> suspend_vaddr(ContainerHandle container) override;
   Result<uint64_t> suspend_vaddr(ContainerHandle container, uint64_t iova, uint64_t size) override;
   Result<void> resume_vaddr(ContainerHandle container, uint64_t iova, uint64_t size,

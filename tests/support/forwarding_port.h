@@ -63,6 +63,9 @@ class ForwardingPort : public kernel::Port {
   }
   Result<void> check_container(ContainerHandle fd) override { return to_.check_container(fd); }
   Result<void> check_device(BorrowedFd fd) override { return to_.check_device(fd); }
+  Result<void> check_vaddr(ContainerHandle container) override {
+    return to_.check_vaddr(container);
+  }
   Result<void> suspend_vaddr(ContainerHandle container) override {
     return to_.suspend_vaddr(container);
   }

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -80,15 +81,23 @@ class Program {
       ++static_cast<Program*>(user)->thaws;
     };
     if (!answers_quiesce) callbacks.quiesce = nullptr;
+    if (on_hand_over)
+      callbacks.hand_over = [](void* user, hf_connection*, hf_container*, uint64_t handover,
+                               const char* who, uint32_t) {
+        auto* self = static_cast<Program*>(user);
+        self->successor = who;
+        self->on_hand_over(handover);
+      };
     hf_connect_options options{};
     options.size = sizeof options;
     options.socket = socket_.c_str();
     options.program = name_.c_str();
     options.callbacks = &callbacks;
+    options.handover_ms = handover_ms;
     if (const int status = hf_connect(&options, &connection, &error); status != 0) return status;
     hf_kernel_ops ops{};
     ops.size = sizeof ops;
-    ops.context = &port_;
+    ops.context = this;
     ops.map = [](void* context, int fd, const hf_kernel_map* map) {
       kernel::MapRequest request;
       request.iova = map->iova;
@@ -97,16 +106,38 @@ class Program {
       request.access = map->access;
       request.memory = BorrowedFd(map->memory_fd);
       request.memory_offset = map->memory_offset;
-      auto done = static_cast<sim::SimPort*>(context)->map(BorrowedFd(fd), request);
-      return done ? 0 : -done.error().sys_errno;
+      auto* self = static_cast<Program*>(context);
+      auto done = self->port_.map(BorrowedFd(fd), request);
+      if (!done) return -done.error().sys_errno;
+      self->addresses[map->iova] = static_cast<std::byte*>(map->vaddr);
+      return 0;
     };
     ops.unmap = [](void* context, int fd, uint64_t iova, uint64_t size, uint64_t* bytes) {
-      auto done = static_cast<sim::SimPort*>(context)->unmap(BorrowedFd(fd), iova, size);
+      auto* self = static_cast<Program*>(context);
+      auto done = self->port_.unmap(BorrowedFd(fd), iova, size);
       if (!done) return -done.error().sys_errno;
+      self->addresses.erase(iova);
       if (bytes != nullptr) *bytes = *done;
       return 0;
     };
     ops.unmap_all = [](void*, int, uint64_t*) { return -ENOTSUP; };
+    ops.suspend_all = [](void* context, int fd) {
+      auto done = static_cast<Program*>(context)->port_.suspend_vaddr(BorrowedFd(fd));
+      return done ? 0 : -done.error().sys_errno;
+    };
+    ops.suspend = [](void* context, int fd, uint64_t iova, uint64_t size) {
+      auto done = static_cast<Program*>(context)->port_.suspend_vaddr(BorrowedFd(fd), iova, size);
+      return done ? 0 : -done.error().sys_errno;
+    };
+    ops.resume = [](void* context, int fd, uint64_t iova, uint64_t size, void* address) {
+      auto* self = static_cast<Program*>(context);
+      if (self->before_resume)
+        if (const int status = self->before_resume(iova); status != 0) return status;
+      auto done = self->port_.resume_vaddr(BorrowedFd(fd), iova, size, address);
+      if (!done) return -done.error().sys_errno;
+      self->addresses[iova] = static_cast<std::byte*>(address);
+      return 0;
+    };
     hf_set_kernel_ops(connection, &ops);
     return 0;
   }
@@ -174,6 +205,13 @@ class Program {
   MappedRange view;
   bool preserved = true;  ///< asks for the kind that outlives the kernel
   uint64_t frozen_generation = 0;
+  /// What it does when somebody wants its container; none: it has no such callback.
+  std::function<void(uint64_t handover)> on_hand_over;
+  std::string successor;  ///< who wanted it last
+  uint32_t handover_ms = 3000;
+  /// Before each mapping gets an address here: what the call fails with, or 0.
+  std::function<int(uint64_t iova)> before_resume;
+  std::map<uint64_t, std::byte*> addresses;  ///< that the kernel was given by this program, by iova
   int thaws = 0;
 
  private:

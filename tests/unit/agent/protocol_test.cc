@@ -53,6 +53,13 @@ std::vector<Message> samples() {
           Frozen{4, 9},
           Thawed{4, "thaw"},
           Hold{7, 60},
+          Handover{"vm0", 1000},
+          Relinquish{8, 7, 1000, "pid 4711 (qemu)"},
+          HandoverStep{8, Step::kReturned, "it died"},
+          Give{8, 100},
+          Addresses{7, 100},
+          GiveBack{"vm0"},
+          Pair{Pair::Says::kNo, "no memory"},
           control,
           progress,
           result};

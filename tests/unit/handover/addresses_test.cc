@@ -68,7 +68,7 @@ TEST_F(Addresses, AnotherOffsetAnotherFileAndNothingAreNamed) {
   EXPECT_THAT(refusal(dax(0x7f0000a00000, 0x1000, 0)), HasSubstr("/memfd:ram (deleted) at 0x0"));
   EXPECT_THAT(refusal(dax(0x7f0000c00000, 0x1000, 0)), HasSubstr("memory of no file"));
   EXPECT_THAT(refusal(dax(0x7f0000900000, 0x1000, 0)),
-              HasSubstr("nothing at address 0x7f0000900000"));
+              HasSubstr("at address 0x7f0000900000 it has nothing"));
   EXPECT_THAT(refusal(dax(0xffffffffff700000, 0x1000, 0)), HasSubstr("nothing"));
   Claim other = dax(0x7f0000000000, 0x1000, 0x200000);
   other.device = makedev(0, 7);

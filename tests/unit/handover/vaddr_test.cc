@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "tests/unit/sim/lab.h"
 
@@ -97,6 +98,7 @@ TEST_F(VaddrTest, TheNewOwnerHasAllOfItAndIsAccountedForIt) {
     std::vector<uint64_t> told;
     const auto taken = take(calls, places(0x6000'0000'0000), [&](uint64_t done, uint64_t all) {
       told.push_back(done * 1000 + all);
+      return Result<void>();
     });
     return taken && told == std::vector<uint64_t>{kCount * 1000 + kCount} &&
            locked(getpid()) == kBytes && without_address() == 0;
@@ -123,12 +125,49 @@ TEST_F(VaddrTest, TakingFailsAsAWholeAndTheOldOwnerHasItAgain) {
   }
 }
 
-TEST_F(VaddrTest, AfterAFailureNothingKeepsTheNewOwnersAddress) {
+TEST_F(VaddrTest, AfterAFailureTheNewOwnerTouchesNothingAnyMore) {
   PortCalls calls(*port, container);
   ASSERT_TRUE(give_away(calls));
-  calls.fails_at = calls.calls + 15;
+  const uint64_t last = calls.fails_at = calls.calls + 15;
   ASSERT_FALSE(take(calls, places(0x6000'0000'0000)));
-  EXPECT_EQ(without_address(), kCount);
+  EXPECT_EQ(calls.calls, last) << "what it takes away could be the old owner's by then";
+  EXPECT_EQ(without_address(), kCount - 14);
+}
+
+TEST_F(VaddrTest, WhoIsToldToStopStops) {
+  PortCalls calls(*port, container);
+  ASSERT_TRUE(give_away(calls));
+  const auto stopped =
+      take(calls, places(0x6000'0000'0000),
+           [](uint64_t, uint64_t) -> Result<void> { return fail("it", "is over"); });
+  ASSERT_FALSE(stopped);
+  EXPECT_THAT(stopped.error().message(), HasSubstr("is over"));
+}
+
+/// A new owner that was stopped in the middle and goes on while the old one takes back: its call
+/// for one mapping comes just between the two of the old one.
+class Thief : public PortCalls {
+ public:
+  using PortCalls::PortCalls;
+  Result<void> suspend(uint64_t iova, uint64_t size) override {
+    HOLDFAST_TRY(PortCalls::suspend(iova, size));
+    if (iova == target && !std::exchange(stolen, true))
+      return PortCalls::resume(iova, size, reinterpret_cast<void*>(0x6000'0000'0000 + iova));
+    return {};
+  }
+  uint64_t target = 0;
+  bool stolen = false;
+};
+
+TEST_F(VaddrTest, TakingBackWinsOverOneThatIsStillAtIt) {
+  Thief calls(*port, container);
+  ASSERT_TRUE(give_away(calls));
+  const auto there = places(0x6000'0000'0000);
+  ASSERT_TRUE(calls.resume(there[4].iova, there[4].size, there[4].address));
+  calls.target = there[4].iova;
+  EXPECT_TRUE(take_back(calls, places(0x5000'0000'0000)));
+  EXPECT_TRUE(calls.stolen);
+  EXPECT_EQ(without_address(), 0u);
 }
 
 TEST_F(VaddrTest, TheOldOwnerTakesBackWhereverTheNewOneDied) {
