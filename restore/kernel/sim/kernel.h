@@ -36,8 +36,10 @@ struct KernelOptions {
   /// As kexec/linux: what is inherited is held until somebody ends the hold, adopted or not;
   /// whoever closes it before parks it.
   bool lasting_hold = false;
-  bool read_tables = true;   ///< live tables can be read from user space
-  bool update_vaddr = true;  ///< VFIO_UPDATE_VADDR
+  bool read_tables = true;     ///< live tables can be read from user space
+  bool update_vaddr = true;    ///< VFIO_UPDATE_VADDR
+  bool iommufd = true;         ///< has /dev/iommu and the devices' own descriptors
+  bool change_process = true;  ///< IOMMU_IOAS_CHANGE_PROCESS and MAP_FILE
   bool superpages = true;
   uint32_t levels = 4;  ///< of new containers' tables: 3, 4 or 5
   uint32_t dma_entry_limit = 65535;

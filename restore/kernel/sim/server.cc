@@ -72,7 +72,8 @@ void Server::reap() {
   }
   if (waits.empty() || ::poll(waits.data(), waits.size(), 0) <= 0) return;
   // Devices before groups before containers, as a dying process closes them to the same effect.
-  for (const ObjectKind kind : {ObjectKind::kDevice, ObjectKind::kGroup, ObjectKind::kContainer}) {
+  for (const ObjectKind kind : {ObjectKind::kDevice, ObjectKind::kGroup, ObjectKind::kContainer,
+                                ObjectKind::kCharDevice, ObjectKind::kIommufd}) {
     for (size_t i = 0; i < waits.size(); ++i) {
       const auto it = objects_.find(cookies[i]);
       if (it == objects_.end() || it->second.kind != kind) continue;
@@ -98,6 +99,12 @@ void Server::close_object(const Object& object) {
       break;
     case ObjectKind::kDevice:
       state_.close_device(object.group, object.bdf);
+      break;
+    case ObjectKind::kCharDevice:
+      if (object.bound) iommufd_.close_device(object.bdf);
+      break;
+    case ObjectKind::kIommufd:
+      iommufd_.close(object.container);
       break;
     case ObjectKind::kNone:
       break;
@@ -132,8 +139,8 @@ void Server::hello(Reply& reply) const {
                   options.update_vaddr,
                   options.dma_entry_limit,
                   12 + 9 * options.levels,
-                  0,
-                  0};
+                  options.iommufd,
+                  options.iommufd && options.change_process};
   const std::string text = fmt::format("{}\n{}\n{}\n{}", state_.machine().folder(), options.release,
                                        state_.boot_id().text(), options.command_line);
   std::memcpy(reply.text, text.data(), std::min(text.size(), sizeof reply.text - 1));
@@ -178,11 +185,14 @@ Reply Server::answer(const Client& client, const Request& request, BorrowedFd ab
       if (it == objects_.end())
         reply.error = ENOTTY;
       else
-        reply.values[0] = static_cast<uint64_t>(it->second.kind);
+        reply.values = {static_cast<uint64_t>(it->second.kind), it->second.bound ? 1u : 0u};
       return reply;
     }
     case Call::kBusMaster: {
       const Object* device = object_of(about, ObjectKind::kDevice);
+      if (device == nullptr) device = object_of(about, ObjectKind::kCharDevice);
+      if (device != nullptr && device->kind == ObjectKind::kCharDevice && !device->bound)
+        device = nullptr;
       reply.error =
           device == nullptr ? EBADF : state_.set_bus_master(device->bdf, request.args[0] != 0);
       return reply;
@@ -218,6 +228,16 @@ Reply Server::answer(const Client& client, const Request& request, BorrowedFd ab
                       0,
                       0};
       return reply;
+    case Call::kIommufdOpen:
+    case Call::kIoasAlloc:
+    case Call::kIoasRanges:
+    case Call::kIoasMap:
+    case Call::kIoasUnmap:
+    case Call::kChangeProcess:
+    case Call::kIommufdDevice:
+    case Call::kBind:
+    case Call::kAttachIoas:
+      return iommufd_call(client, request, about, handed);
     default:
       break;
   }

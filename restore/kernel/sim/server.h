@@ -7,6 +7,7 @@
 #include <string>
 
 #include "persist/base/unique_fd.h"
+#include "restore/kernel/sim/iommufd.h"
 #include "restore/kernel/sim/state.h"
 #include "restore/kernel/sim/transport.h"
 
@@ -28,6 +29,7 @@ class Server {
     UniqueFd end;
     uint64_t container = 0;
     std::string group, bdf;
+    bool bound = false;  ///< kCharDevice: this descriptor is the one that was bound
   };
   struct Client {
     UniqueFd socket;
@@ -43,9 +45,12 @@ class Server {
   Object* object_of(BorrowedFd fd, ObjectKind kind);
   int container_call(const Client& client, const Request& request, uint64_t container,
                      Reply& reply);
+  Reply iommufd_call(const Client& client, const Request& request, BorrowedFd about,
+                     UniqueFd& handed);
   void hello(Reply& reply) const;
 
   State& state_;
+  Iommufd iommufd_{state_};
   UniqueFd listener_;
   BorrowedFd stop_;
   std::map<int, Client> clients_;       ///< by descriptor

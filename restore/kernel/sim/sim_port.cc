@@ -182,6 +182,11 @@ Result<kernel::Capabilities> SimPort::probe() {
   out.unmap_all = capability(true, "VFIO_CHECK_EXTENSION(9)", "");
   out.change_dma_owner = capability(false, "VFIO_CHECK_EXTENSION(11)",
                                     "no kernel has it; VADDR update is used instead");
+  const std::string remedy = "boot the simulated kernel with ";
+  out.iommufd = capability(reply.values[6] != 0, "/dev/iommu", remedy + "iommufd");
+  out.map_file = capability(reply.values[7] != 0, "IOMMU_IOAS_MAP_FILE", remedy + "change_process");
+  out.change_process =
+      capability(reply.values[7] != 0, "IOMMU_IOAS_CHANGE_PROCESS", remedy + "change_process");
   out.dma_entry_limit = static_cast<uint32_t>(reply.values[4]);
   return out;
 }

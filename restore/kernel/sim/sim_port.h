@@ -11,6 +11,7 @@
 #include <string>
 
 #include "persist/base/uuid.h"
+#include "restore/kernel/iommufd_calls.h"
 #include "restore/kernel/port.h"
 #include "restore/kernel/sim/machine.h"
 #include "restore/kernel/sim/transport.h"
@@ -21,9 +22,12 @@ class SimPort : public kernel::Port {
  public:
   /// `where` is the kernel's socket, with or without "sim:" before it.
   static Result<std::unique_ptr<SimPort>> connect(const std::string& where);
+  ~SimPort() override;
 
   [[nodiscard]] std::string_view name() const override { return "sim"; }
   [[nodiscard]] ContainerKind kind() const override { return ContainerKind::kSim; }
+  /// iommufd of the same kernel beside it.
+  [[nodiscard]] kernel::Port* serving(ContainerKind kind) override;
 
   Result<kernel::Capabilities> probe() override;
 
@@ -87,8 +91,7 @@ class SimPort : public kernel::Port {
                      std::string_view text = {}, UniqueFd* handed = nullptr);
 
  private:
-  SimPort(std::string path, Machine machine)
-      : path_(std::move(path)), machine_(std::move(machine)) {}
+  SimPort(std::string path, Machine machine);
 
   Result<void> connect_locked();
   Result<Reply> exchange(const Request& request, BorrowedFd about, UniqueFd* handed);
@@ -100,6 +103,8 @@ class SimPort : public kernel::Port {
   std::mutex lock_;  ///< of connection_ and connected_pid_
   UniqueFd connection_;
   int connected_pid_ = 0;
+  std::unique_ptr<kernel::IommufdCalls> iommufd_calls_;
+  std::unique_ptr<kernel::Port> iommufd_;
 };
 
 }  // namespace holdfast::sim

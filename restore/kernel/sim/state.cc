@@ -302,7 +302,7 @@ int State::check_new(const ContainerState& container, const Dma& dma) const {
   if (!checked_add(dma.iova, dma.size)) return EINVAL;  // beyond any aperture
   if (container.held) return EBUSY;
   if (overlapping(container.dmas, dma.iova, dma.size) != container.dmas.end()) return EEXIST;
-  if (container.dmas.size() >= options_.dma_entry_limit) return ENOSPC;
+  if (!container.unlimited && container.dmas.size() >= options_.dma_entry_limit) return ENOSPC;
   if (!aperture_allows(dma.iova, dma.size)) return EINVAL;
   if (!is_aligned(dma.physical, kPageSize) || machine_.at(dma.physical, dma.size) == nullptr)
     return EFAULT;  // nothing that could be pinned

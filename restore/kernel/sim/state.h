@@ -57,6 +57,7 @@ struct ContainerState {
   bool preserved = false;
   bool open = true;  ///< somebody has a descriptor
   bool held = false;
+  bool unlimited = false;        ///< an address space of iommufd: any number of mappings
   std::optional<Domain> domain;  ///< set with the first group
   std::set<std::string> groups;
   std::map<uint64_t, Dma> dmas;  ///< by iova
@@ -113,6 +114,24 @@ class State {
   int resume(uint64_t container, uint64_t iova, uint64_t size, uint64_t vaddr, int32_t owner);
   int hold(uint64_t container, bool on);
   const ContainerState* find(uint64_t container) const;
+
+  // -- iommufd (state_iommufd.cc)
+  /// A container that is an address space: open until close_container().
+  int open_address_space(uint64_t& id);
+  [[nodiscard]] uint64_t last_iova() const;
+  /// Neither reserved nor beyond the tables' reach. `size` is not 0, the range does not wrap.
+  [[nodiscard]] bool is_mappable(uint64_t iova, uint64_t size) const {
+    return aperture_allows(iova, size);
+  }
+  /// Who is in the device's group, unless that is open through its own descriptor: EBUSY.
+  int claim(const std::string& bdf, std::vector<std::string>& group);
+  void reset(const std::string& bdf);
+  /// The device's group joins the container with the first of its devices, and leaves with the
+  /// last; a group that another container has: EINVAL.
+  int attach_bound(uint64_t container, const std::string& bdf);
+  void detach_bound(const std::string& bdf);
+  /// All mappings of all of them count for `owner`, or, ENOMEM, none does more than before.
+  int change_owner(const std::vector<uint64_t>& containers, int32_t owner);
 
   uint64_t container_count() const { return containers_.size(); }
   uint64_t mapping_count() const;

@@ -33,10 +33,27 @@ enum class Call : uint32_t {
   kParked,         ///< args: index → root; text: its devices, a line each. ENOENT: no more
   kTaken,          ///< text BDF → whether a container has its domain
   kBlock,          ///< text BDF → whether its bus master bit was on
+  // iommufd: fd is a descriptor of it, unless said otherwise
+  kIommufdOpen,    ///< → descriptor. ENOENT: no such kernel
+  kIoasAlloc,      ///< → address space
+  kIoasRanges,     ///< args: address space → count, then start and last of each
+  kIoasMap,        ///< args: address space | flags << 32, iova, size, physical, access, by file
+  kIoasUnmap,      ///< args: address space, iova, size → bytes
+  kChangeProcess,  ///< ENOTTY: the kernel has it not
+  kIommufdDevice,  ///< text BDF → descriptor
+  kBind,           ///< args: what tells the device's descriptor from others (socket_cookie)
+  kAttachIoas,     ///< fd device, args: address space
 };
 
 /// What a descriptor of the simulated kernel is.
-enum class ObjectKind : uint32_t { kNone = 0, kContainer = 1, kGroup = 2, kDevice = 3 };
+enum class ObjectKind : uint32_t {
+  kNone = 0,
+  kContainer = 1,
+  kGroup = 2,
+  kDevice = 3,
+  kIommufd = 4,
+  kCharDevice = 5,  ///< of iommufd; bound or not
+};
 
 struct Request {
   uint32_t magic;
