@@ -87,6 +87,7 @@ struct RestoreService::CustodySink : restore::Custody {
       kept.name = memory.name;
       kept.length = memory.range.size();
       kept.fd = std::move(memory.fd);
+      kept.address = memory.range.data();
       holding.memory.push_back(std::move(kept));
       ranges.push_back(std::move(memory.range));
     }

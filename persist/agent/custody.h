@@ -29,6 +29,9 @@ struct Holding {
     std::string name;
     uint64_t length = 0;  ///< bytes
     UniqueFd fd;
+    /// Of its first byte in this process, which keeps it mapped for as long as custody holds this;
+    /// nullptr: it is not mapped here.
+    std::byte* address = nullptr;
   };
   ContainerFd container;
   std::vector<DeviceDescriptors> devices;

@@ -245,12 +245,7 @@ Result<void> Server::Impl::give(Peer& peer, uint64_t handover, uint64_t request)
                                       entry->behind.begin()->first),
                           "its owner unmaps it first")
                        .error());
-  std::vector<Mapping> mappings;
-  mappings.reserve(writer.mapping_count(entry->id));
-  writer.for_each(entry->id, [&](const Mapping& mapping) {
-    mappings.push_back(mapping);
-    return true;
-  });
+  const std::vector<Mapping> mappings = mappings_of(entry->id);
   auto list = protocol::sealed_memfd("holdfast-mappings", std::as_bytes(std::span(mappings)));
   if (!list) return refused(std::move(list).error());
   int ends[2];
@@ -267,6 +262,11 @@ Result<void> Server::Impl::give(Peer& peer, uint64_t handover, uint64_t request)
 Result<protocol::Ack> Server::Impl::check_places(Peer& peer, const protocol::Addresses& message,
                                                  BorrowedFd list) {
   ContainerEntry* entry = registry.container(message.container);
+  if (entry != nullptr && !entry->passing && entry->taker == peer.id) {
+    HOLDFAST_TRY(compare_places(peer, *entry, message.count, list));
+    HOLDFAST_TRY_ASSIGN(const bool given, give_to_taker(*entry));
+    return protocol::Ack{given ? 1u : 0u, 0};
+  }
   if (entry == nullptr || !entry->passing)
     return refuse(Exit::kRefused, "HF-HANDOVER-OVER",
                   fmt::format("container {}", message.container), "no hand-over is under way");
@@ -280,6 +280,17 @@ Result<protocol::Ack> Server::Impl::check_places(Peer& peer, const protocol::Add
   HOLDFAST_TRY(compare_places(peer, *entry, message.count, list));
   (owner ? passing.from_checked : passing.to_checked) = true;
   return protocol::Ack{};
+}
+
+BorrowedFd Server::Impl::memory_of(const ContainerEntry& entry, uint32_t id) {
+  const RegionEntry* region = registry.region(id);
+  if (region != nullptr && region->fd.valid()) return region->fd;
+  // What was restored and is not taken has it in custody.
+  const Holding* holding = custody.find(entry.name);
+  if (holding != nullptr)
+    for (const auto& memory : holding->memory)
+      if (memory.region == id) return memory.fd;
+  return BorrowedFd(-1);
 }
 
 Result<void> Server::Impl::compare_places(const Peer& peer, const ContainerEntry& entry,
@@ -312,8 +323,7 @@ Result<void> Server::Impl::compare_places(const Peer& peer, const ContainerEntry
     const std::string_view name = region != nullptr ? std::string_view(region->name) : "?";
     auto file = memory.find(mapping.region);
     if (file == memory.end()) {
-      auto identity = identity_of(region != nullptr ? BorrowedFd(region->fd) : BorrowedFd(-1),
-                                  std::string(name));
+      auto identity = identity_of(memory_of(entry, mapping.region), std::string(name));
       if (!identity) {
         outcome = std::unexpected(std::move(identity).error());
         return false;
@@ -384,7 +394,7 @@ Result<void> Server::Impl::give_back(Peer& peer, const protocol::GiveBack& messa
   if (entry->passing)
     leave_handover(*entry, peer.id);
   else
-    entry->taker = 0;
+    end_taking(*entry);
   return {};
 }
 

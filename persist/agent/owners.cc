@@ -49,7 +49,7 @@ void Server::Impl::settle(Peer& peer) {
   leave_handovers(peer);
   // It had the descriptors but did not confirm: the container is taken back.
   for (auto& [id, entry] : registry.containers())
-    if (entry.taker == peer.id) entry.taker = 0;
+    if (entry.taker == peer.id) end_taking(entry);
   if (peer.role != protocol::Role::kClient) return;
   const bool mid_call = peer.ring && peer.ring->in_flight() != 0;
   for (const uint32_t id : registry.containers_of(peer.id)) {
@@ -405,6 +405,7 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
     if (auto ended = port_of(entry.kind).hold(held->container, false); !ended)
       return pass(std::move(ended).error(), "end the hold of container " + entry.name);
   entry.taker = 0;
+  entry.given = false;
   entry.expires.reset();
   entry.owner = peer.who.owner;
   // What was restored was mapped from the record: nothing of it can be missing there.

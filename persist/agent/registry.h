@@ -55,6 +55,8 @@ struct ContainerEntry {
   std::vector<std::string> incomplete;
   /// TAKE was answered, TAKEN has not arrived: who has been given the descriptors.
   ClientId taker = 0;
+  /// Its mappings have no address, or the taker's: it has said where it has the memory.
+  bool given = false;
   /// What is mapped but left behind by a kexec: it is not in the record, and not compared with it.
   pagetable::IovaSet behind;
   std::optional<Passing> passing;

@@ -3,7 +3,7 @@
 // The server's inside. Private to this folder; one class over several files:
 //   server.cc     loop, connections, control requests     recording.cc  rings into the arena
 //   clients.cc    messages of libholdfast clients         owners.cc     death, hold, take, release
-//   handover.cc   from one live owner to the next
+//   handover.cc   from one live owner to the next         giving.cc     from the agent to a taker
 //   verbs.cc      built-in verbs   files_verbs.cc files/  health.cc     health and events
 //   freeze*.cc    freeze and thaw
 // Clients sit in an epoll of their own inside the main one, so that freeze can go on listening to
@@ -182,6 +182,14 @@ struct Server::Impl {
   /// The memory that its mappings point into is this client's, too.
   void own_regions(const ContainerEntry& entry, const Peer& peer);
 
+  // -- giving.cc
+  [[nodiscard]] std::vector<Mapping> mappings_of(uint32_t container) const;
+  /// Takes every mapping's address away for a taker that gives them its own. False: this kernel
+  /// cannot.
+  Result<bool> give_to_taker(ContainerEntry& entry);
+  /// The taker is gone, or does not want it: what it was given is taken back.
+  void end_taking(ContainerEntry& entry);
+
   // -- handover.cc
   Result<void> begin_handover(Peer& peer, const protocol::Handover& message, uint64_t request);
   Result<void> can_change_owner(const ContainerEntry& entry);
@@ -193,6 +201,7 @@ struct Server::Impl {
   /// The addresses of a peer against the record and against what the peer has mapped.
   Result<void> compare_places(const Peer& peer, const ContainerEntry& entry, uint64_t count,
                               BorrowedFd list);
+  [[nodiscard]] BorrowedFd memory_of(const ContainerEntry& entry, uint32_t region);
   Result<void> finish_handover(ContainerEntry& entry, Peer& peer);
   Result<void> give_back(Peer& peer, const protocol::GiveBack& message);
   [[nodiscard]] ContainerEntry* passing_of(uint64_t handover, ClientId owner);

@@ -1,5 +1,6 @@
 #include "persist/client/addresses.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <map>
@@ -71,7 +72,15 @@ Result<std::vector<handover::Place>> places_of(hf_connection& connection, hf_con
   return out;
 }
 
-Result<void> send_places(hf_connection& connection, const hf_container& container,
+bool knows_addresses(hf_connection& connection, std::span<const Mapping> mappings) {
+  for (const auto& memory : connection.memories)
+    if (memory->address != 0 &&
+        std::ranges::find(mappings, memory->id.load(), &Mapping::region) != mappings.end())
+      return true;
+  return false;
+}
+
+Result<bool> send_places(hf_connection& connection, const hf_container& container,
                          std::span<const handover::Place> places) {
   std::vector<protocol::PlaceRecord> records;
   records.reserve(places.size());
@@ -81,9 +90,10 @@ Result<void> send_places(hf_connection& connection, const hf_container& containe
       const UniqueFd list,
       protocol::sealed_memfd("holdfast-addresses", std::as_bytes(std::span(records))));
   const BorrowedFd descriptors[] = {list};
-  HOLDFAST_TRY(
+  HOLDFAST_TRY_ASSIGN(
+      const protocol::Ack ack,
       request_ack(connection, protocol::Addresses{container.id, records.size()}, descriptors));
-  return {};
+  return ack.value == 1;
 }
 
 Result<std::vector<Mapping>> read_mappings(BorrowedFd list, uint64_t count) {

@@ -21,8 +21,11 @@ void forget_addresses(hf_container& container, uint64_t iova, uint64_t size);
 /// has not said where it is. The caller holds connection.mutex.
 Result<std::vector<handover::Place>> places_of(hf_connection& connection, hf_container& container,
                                                std::span<const Mapping> mappings);
-/// Tells them to the agent, which compares. The caller holds connection.mutex.
-Result<void> send_places(hf_connection& connection, const hf_container& container,
+/// Whether the program has said of any of these where it has their memory.
+[[nodiscard]] bool knows_addresses(hf_connection& connection, std::span<const Mapping> mappings);
+/// Tells them to the agent, which compares: true where the mappings have lost the address that they
+/// had and wait for these. The caller holds connection.mutex.
+Result<bool> send_places(hf_connection& connection, const hf_container& container,
                          std::span<const handover::Place> places);
 
 /// The mappings in a memfd that the agent sent.

@@ -56,7 +56,10 @@ int report(hf_error* error, const Error& why) {
     error->exit_code = static_cast<int>(why.exit);
     error->sys_errno = why.sys_errno;
     copy_text(error->code, sizeof error->code, why.code);
-    copy_text(error->object, sizeof error->object, why.object);
+    std::string object;
+    for (auto doing = why.context.rbegin(); doing != why.context.rend(); ++doing)
+      object += *doing + ": ";
+    copy_text(error->object, sizeof error->object, object + why.object);
     std::string cause = why.cause;
     for (const auto& line : why.details) cause += "; " + line;
     copy_text(error->cause, sizeof error->cause, cause);

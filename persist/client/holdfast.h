@@ -269,8 +269,10 @@ typedef struct hf_taken {
         when hf_set_address() has said where this program has the memory */
 HF_API int hf_take(hf_connection* connection, const char* name, uint32_t flags, hf_taken** out,
                    hf_error* error);
-/* From an owner: wrong addresses (HF-HANDOVER-MEMORY, -PLACES, -ADDRESS) can be put right and
- * confirmed again; after any other error it is the owner's again. */
+/* What hf_set_address() says before it is what the mappings become: this program's, accounted to
+ * it. Not said, what the agent had taken up stays accounted to the agent. Wrong addresses
+ * (HF-HANDOVER-MEMORY, -PLACES, -ADDRESS) can be put right and confirmed again; after any other
+ * error it is the owner's again. */
 HF_API int hf_taken_confirm(hf_taken* taken, hf_error* error);
 /* Before hf_close(). Closes the descriptors that are not -1. What was confirmed stays registered;
  * what was not goes back to whoever had it, and `container` is freed. */

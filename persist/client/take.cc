@@ -236,13 +236,31 @@ Result<void> take_over(Taken& taken, hf_container& own) {
   return {};
 }
 
+/// From the agent: where the program has said where it has the memory, the mappings become its own
+/// and count against its RLIMIT_MEMLOCK.
+Result<void> take_addresses(Taken& taken, hf_container& own) {
+  hf_connection& connection = *taken.connection;
+  if (!client::knows_addresses(connection, taken.records)) return {};
+  HOLDFAST_TRY_ASSIGN(const auto places, client::places_of(connection, own, taken.records));
+  HOLDFAST_TRY_ASSIGN(const bool given, client::send_places(connection, own, places));
+  if (!given) return {};
+  client::ContainerCalls calls(own);
+  auto all = handover::take(calls, places);
+  if (all) return {};
+  // What has an address here by now is taken back by the agent.
+  taken.over = true;
+  (void)client::request_ack(connection, protocol::GiveBack{taken.name});
+  return all;
+}
+
 Result<void> confirm(Taken& taken) {
   if (taken.confirmed) return {};
   if (taken.over) return kept(taken, "that hand-over is over");
   const auto& all = taken.connection->containers;
   const auto own = std::ranges::find(all, taken.container, &std::unique_ptr<hf_container>::get);
   // Not so where it was registered again since, which says the same.
-  if (taken.pair.valid() && own != all.end()) HOLDFAST_TRY(take_over(taken, **own));
+  if (own != all.end() && (*own)->handed_out && !(*own)->taken_over)
+    HOLDFAST_TRY(taken.pair.valid() ? take_over(taken, **own) : take_addresses(taken, **own));
   if (own == all.end() || (*own)->handed_out) {
     auto heard = client::request_ack(*taken.connection, protocol::Taken{taken.name});
     // Taken over it is this program's whether an agent hears of it now, or at the next reconnect.

@@ -147,7 +147,7 @@ TEST_F(HandOverKilled, TheOwnerAndItWasHeldTheSuccessorTakesItByAskingAgain) {
   end_owner();
   ASSERT_TRUE(eventually([this] { return ask() == 0; })) << text(successor->error);
   ASSERT_EQ(confirm(), 0) << text(successor->error);
-  EXPECT_EQ(successor->map(0x9000), 0) << text(successor->error);
+  expect_it_is_the_successors();
 }
 
 TEST_F(HandOverKilled, TheOwnerStandsStillAndTheSuccessorGivesUpWhatItHasNotBeenGiven) {
