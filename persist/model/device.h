@@ -28,6 +28,11 @@ struct ReservedRegion {
 
 /// A PCI function as it was when recorded; everything but `name`, `consents_to_reinit` and
 /// `reset_method` identifies it and is compared before it is opened again.
+///
+/// A vDPA device: `bdf` is its name, `vendor` its vendor, `device` its device number of virtio, the
+/// subsystem's two the features of virtio that it offers (high and low half), `revision` how many
+/// queues it has at most, `group_members` the bus id of what it is a part of ("0000:00:04.0"),
+/// `driver` "vhost_vdpa"; it has no group. Its status resets it.
 struct Device {
   std::string bdf;  ///< "0000:00:04.0"
   uint32_t vendor = 0, device = 0, subsystem_vendor = 0, subsystem_device = 0;

@@ -122,6 +122,9 @@ Result<Capabilities> HostPort::probe() {
   out.iommufd = beside.iommufd;
   out.map_file = beside.map_file;
   out.change_process = beside.change_process;
+  HOLDFAST_TRY_ASSIGN(Capabilities vdpa, vdpa_.probe());
+  out.vhost_vdpa = std::move(vdpa.vhost_vdpa);
+  out.vdpa = std::move(vdpa.vdpa);
   return out;
 }
 

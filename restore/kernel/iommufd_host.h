@@ -7,6 +7,8 @@
 #include "restore/kernel/iommufd_memory.h"
 #include "restore/kernel/sysfs.h"
 #include "restore/kernel/type1.h"
+#include "restore/kernel/vhost_vdpa.h"
+#include "restore/kernel/vhost_vdpa_host.h"
 
 namespace holdfast::kernel {
 
@@ -33,21 +35,29 @@ class HostIommufd : public IommufdCalls {
   HostRoots roots_;
 };
 
-/// A real host: type1, and iommufd beside it.
+/// A real host: type1, and iommufd and vhost-vdpa beside it.
 class HostPort : public Type1Port {
  public:
   explicit HostPort(const HostRoots& roots = {})
-      : Type1Port(roots), calls_(roots), iommufd_(calls_, *this) {}
+      : Type1Port(roots),
+        calls_(roots),
+        iommufd_(calls_, *this),
+        vdpa_calls_(roots),
+        vdpa_(vdpa_calls_, *this) {}
 
   [[nodiscard]] Port* serving(ContainerKind kind) override {
+    if (kind == ContainerKind::kVhostVdpa) return &vdpa_;
     return kind == ContainerKind::kIommufd ? &iommufd_ : Type1Port::serving(kind);
   }
-  /// What type1 says, and of iommufd `iommufd`, `map_file` and `change_process`.
+  /// What type1 says, and of iommufd `iommufd`, `map_file` and `change_process`, and of vDPA
+  /// devices `vhost_vdpa` and `vdpa`.
   Result<Capabilities> probe() override;
 
  private:
   HostIommufd calls_;
   IommufdPort iommufd_;
+  HostVdpa vdpa_calls_;
+  VdpaPort vdpa_;
 };
 
 }  // namespace holdfast::kernel

@@ -36,21 +36,30 @@ struct Capability {
   std::string remedy;  ///< what it would take, empty when present
 };
 
+/// What one vDPA device offers for going to another process.
+struct VdpaCapability {
+  std::string device;      ///< its name
+  Capability new_owner;    ///< VHOST_BACKEND_F_NEW_OWNER
+  Capability iotlb_remap;  ///< VHOST_BACKEND_F_IOTLB_REMAP: it has its owner's addresses
+};
+
 struct Capabilities {
   std::string port;  ///< "type1", "sim"
   std::string kernel_release;
-  Capability map;                ///< containers can be made and mapped at all
-  Capability live_update;        ///< VFIO_DMA_MAP_FLAG_LIVE_UPDATE: adopt
-  Capability preserved_tables;   ///< tables of opted-in containers outlive the kernel
-  Capability hold;               ///< the kernel's own hold from freeze to thaw
-  Capability read_tables;        ///< live second-stage tables can be read from user space
-  Capability update_vaddr;       ///< VFIO_UPDATE_VADDR (extension 10)
-  Capability unmap_all;          ///< VFIO_UNMAP_ALL (extension 9)
-  Capability change_dma_owner;   ///< extension 11
-  Capability iommufd;            ///< containers of iommufd can be made
-  Capability map_file;           ///< IOMMU_IOAS_MAP_FILE
-  Capability change_process;     ///< IOMMU_IOAS_CHANGE_PROCESS
-  uint32_t dma_entry_limit = 0;  ///< mappings a new container may hold; 0: not known beforehand
+  Capability map;                    ///< containers can be made and mapped at all
+  Capability live_update;            ///< VFIO_DMA_MAP_FLAG_LIVE_UPDATE: adopt
+  Capability preserved_tables;       ///< tables of opted-in containers outlive the kernel
+  Capability hold;                   ///< the kernel's own hold from freeze to thaw
+  Capability read_tables;            ///< live second-stage tables can be read from user space
+  Capability update_vaddr;           ///< VFIO_UPDATE_VADDR (extension 10)
+  Capability unmap_all;              ///< VFIO_UNMAP_ALL (extension 9)
+  Capability change_dma_owner;       ///< extension 11
+  Capability iommufd;                ///< containers of iommufd can be made
+  Capability map_file;               ///< IOMMU_IOAS_MAP_FILE
+  Capability change_process;         ///< IOMMU_IOAS_CHANGE_PROCESS
+  Capability vhost_vdpa;             ///< vDPA devices can be opened
+  std::vector<VdpaCapability> vdpa;  ///< each of them
+  uint32_t dma_entry_limit = 0;      ///< mappings a new container may hold; 0: not known beforehand
 };
 
 /// What a container looks like to its kernel.
@@ -149,6 +158,10 @@ class Port {
   /// An empty container: with iommufd a context of its own with one address space. `preserved` asks
   /// for the kind whose tables outlive the kernel: an error with exit 4 where that does not exist.
   virtual Result<ContainerFd> open_container(bool preserved) = 0;
+  /// The same, for these devices: where the container is the device (vhost-vdpa), and has one.
+  virtual Result<ContainerFd> open_container_of(bool preserved, const std::vector<Device>&) {
+    return open_container(preserved);
+  }
   /// Opens a device's IOMMU group and puts it into the container; the first one also sets the
   /// container's IOMMU. The group descriptor keeps the membership alive. Kinds without groups open
   /// the device itself, and open_device() gives another descriptor of it.

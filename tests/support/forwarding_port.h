@@ -31,6 +31,12 @@ class ForwardingPort : public kernel::Port {
   Result<ContainerFd> open_container(bool preserved) override {
     return to_.open_container(preserved);
   }
+  Result<ContainerFd> open_container_of(bool preserved,
+                                        const std::vector<Device>& devices) override {
+    // A test that changes what opening means has one verb to change.
+    return to_.kind() == ContainerKind::kVhostVdpa ? to_.open_container_of(preserved, devices)
+                                                   : open_container(preserved);
+  }
   Result<UniqueFd> attach(ContainerHandle container, const Device& device) override {
     return to_.attach(container, device);
   }

@@ -28,6 +28,19 @@ enum class Behaviour : uint32_t {
   kClobbering = 2,
 };
 
+/// A vDPA device of a simulated kernel, bound to vhost_vdpa; it echoes (vdpa.h).
+struct VdpaSpec {
+  std::string name = "vdpa0";
+  std::string parent = "0000:00:06.0";  ///< bus id of what it is a part of
+  uint32_t vendor = 0x1af4;
+  uint32_t device_id = 2;                 ///< of virtio
+  uint64_t features = uint64_t{1} << 32;  ///< of virtio: VERSION_1
+  uint32_t rings = 2;
+  bool use_va = false;         ///< uses its owner's addresses; else memory is pinned
+  bool suspends = true;        ///< VHOST_BACKEND_F_SUSPEND, _RESUME
+  bool keeps_mappings = true;  ///< VHOST_BACKEND_F_IOTLB_PERSIST
+};
+
 struct KernelOptions {
   Behaviour behaviour = Behaviour::kPatched;
   std::string release = "6.12.0-sim";
@@ -36,10 +49,12 @@ struct KernelOptions {
   /// As kexec/linux: what is inherited is held until somebody ends the hold, adopted or not;
   /// whoever closes it before parks it.
   bool lasting_hold = false;
-  bool read_tables = true;     ///< live tables can be read from user space
-  bool update_vaddr = true;    ///< VFIO_UPDATE_VADDR
-  bool iommufd = true;         ///< has /dev/iommu and the devices' own descriptors
-  bool change_process = true;  ///< IOMMU_IOAS_CHANGE_PROCESS and MAP_FILE
+  bool read_tables = true;       ///< live tables can be read from user space
+  bool update_vaddr = true;      ///< VFIO_UPDATE_VADDR
+  bool iommufd = true;           ///< has /dev/iommu and the devices' own descriptors
+  bool change_process = true;    ///< IOMMU_IOAS_CHANGE_PROCESS and MAP_FILE
+  bool vdpa_new_owner = true;    ///< VHOST_NEW_OWNER, VHOST_IOTLB_REMAP
+  std::vector<VdpaSpec> vdpa{};  ///< the vDPA devices it finds
   bool superpages = true;
   uint32_t levels = 4;  ///< of new containers' tables: 3, 4 or 5
   uint32_t dma_entry_limit = 65535;

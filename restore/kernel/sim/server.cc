@@ -73,7 +73,7 @@ void Server::reap() {
   if (waits.empty() || ::poll(waits.data(), waits.size(), 0) <= 0) return;
   // Devices before groups before containers, as a dying process closes them to the same effect.
   for (const ObjectKind kind : {ObjectKind::kDevice, ObjectKind::kGroup, ObjectKind::kContainer,
-                                ObjectKind::kCharDevice, ObjectKind::kIommufd}) {
+                                ObjectKind::kCharDevice, ObjectKind::kIommufd, ObjectKind::kVdpa}) {
     for (size_t i = 0; i < waits.size(); ++i) {
       const auto it = objects_.find(cookies[i]);
       if (it == objects_.end() || it->second.kind != kind) continue;
@@ -105,6 +105,9 @@ void Server::close_object(const Object& object) {
       break;
     case ObjectKind::kIommufd:
       iommufd_.close(object.container);
+      break;
+    case ObjectKind::kVdpa:
+      vdpa_.close(object.container);
       break;
     case ObjectKind::kNone:
       break;
@@ -238,12 +241,33 @@ Reply Server::answer(const Client& client, const Request& request, BorrowedFd ab
     case Call::kBind:
     case Call::kAttachIoas:
       return iommufd_call(client, request, about, handed);
+    case Call::kVdpa:
+      return vdpa_call(client, request, about, handed);
     default:
       break;
   }
   const Object* container = object_of(about, ObjectKind::kContainer);
   reply.error =
       container == nullptr ? EBADF : container_call(client, request, container->container, reply);
+  return reply;
+}
+
+Reply Server::vdpa_call(const Client& client, const Request& request, BorrowedFd about,
+                        UniqueFd& handed) {
+  Reply reply{};
+  const auto verb = static_cast<VdpaVerb>(request.args[0]);
+  if (verb == VdpaVerb::kOpen) {
+    const int device = vdpa_.find(request.text);
+    Object object;
+    object.kind = ObjectKind::kVdpa;
+    object.container = static_cast<uint64_t>(device);
+    reply.error = device < 0 ? ENOENT : vdpa_.open(object.container);
+    if (reply.error == 0) reply.error = hand_out(std::move(object), handed);
+    return reply;
+  }
+  const Object* device = object_of(about, ObjectKind::kVdpa);
+  reply.error = vdpa_.call(client.pid, request,
+                           device == nullptr ? -1 : static_cast<int>(device->container), reply);
   return reply;
 }
 

@@ -10,6 +10,7 @@
 #include "restore/kernel/sim/iommufd.h"
 #include "restore/kernel/sim/state.h"
 #include "restore/kernel/sim/transport.h"
+#include "restore/kernel/sim/vdpa.h"
 
 namespace holdfast::sim {
 
@@ -47,10 +48,12 @@ class Server {
                      Reply& reply);
   Reply iommufd_call(const Client& client, const Request& request, BorrowedFd about,
                      UniqueFd& handed);
+  Reply vdpa_call(const Client& client, const Request& request, BorrowedFd about, UniqueFd& handed);
   void hello(Reply& reply) const;
 
   State& state_;
   Iommufd iommufd_{state_};
+  Vdpa vdpa_{state_};
   UniqueFd listener_;
   BorrowedFd stop_;
   std::map<int, Client> clients_;       ///< by descriptor

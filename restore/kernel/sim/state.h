@@ -140,6 +140,8 @@ class State {
   uint64_t locked(int32_t owner) const;
   uint64_t table_pages() const { return pool_.used(); }
 
+  friend class Vdpa;  ///< counts what it pins
+
  private:
   void note(std::string line);
   Result<void> boot_fresh();

@@ -43,6 +43,7 @@ enum class Call : uint32_t {
   kIommufdDevice,  ///< text BDF → descriptor
   kBind,           ///< args: what tells the device's descriptor from others (socket_cookie)
   kAttachIoas,     ///< fd device, args: address space
+  kVdpa = 64,      ///< args: VdpaVerb and its own (vdpa.h)
 };
 
 /// What a descriptor of the simulated kernel is.
@@ -53,6 +54,7 @@ enum class ObjectKind : uint32_t {
   kDevice = 3,
   kIommufd = 4,
   kCharDevice = 5,  ///< of iommufd; bound or not
+  kVdpa = 16,
 };
 
 struct Request {
