@@ -20,23 +20,6 @@ std::string text(std::span<const Place> places, size_t i) {
   return fmt::format("{}, {} of {},", text(places[i]), i + 1, places.size());
 }
 
-Result<void> check(std::span<const Place> places) {
-  uint64_t end = 0;
-  for (size_t i = 0; i < places.size(); ++i) {
-    const Place& place = places[i];
-    const auto next = checked_add(place.iova, place.size);
-    if (place.size == 0 || !next || place.iova < end)
-      return refuse(Exit::kRefused, "HF-HANDOVER-PLACES",
-                    fmt::format("list of addresses, entry {} of {}", i + 1, places.size()),
-                    fmt::format("{:#x}+{:#x} is empty, wraps, or comes before the end of the one "
-                                "ahead of it, {:#x}",
-                                place.iova, place.size, end),
-                    "one entry for each mapping, sorted by IOVA");
-    end = *next;
-  }
-  return {};
-}
-
 /// What has an address is the successor's: it loses that first. One that is still at it may be
 /// quicker, but is at each mapping only once.
 Result<void> regain(VaddrCalls& calls, const Place& place) {
@@ -54,6 +37,23 @@ Result<void> regain(VaddrCalls& calls, const Place& place) {
 
 }  // namespace
 
+Result<void> check_places(std::span<const Place> places) {
+  uint64_t end = 0;
+  for (size_t i = 0; i < places.size(); ++i) {
+    const Place& place = places[i];
+    const auto next = checked_add(place.iova, place.size);
+    if (place.size == 0 || !next || place.iova < end)
+      return refuse(Exit::kRefused, "HF-HANDOVER-PLACES",
+                    fmt::format("list of addresses, entry {} of {}", i + 1, places.size()),
+                    fmt::format("{:#x}+{:#x} is empty, wraps, or comes before the end of the one "
+                                "ahead of it, {:#x}",
+                                place.iova, place.size, end),
+                    "one entry for each mapping, sorted by IOVA");
+    end = *next;
+  }
+  return {};
+}
+
 Result<void> give_away(VaddrCalls& calls) {
   auto gone = calls.suspend_all();
   if (!gone && gone.error().sys_errno == EINVAL)
@@ -63,7 +63,7 @@ Result<void> give_away(VaddrCalls& calls) {
 }
 
 Result<void> take(VaddrCalls& calls, std::span<const Place> places, const Progress& progress) {
-  HOLDFAST_TRY(check(places));
+  HOLDFAST_TRY(check_places(places));
   for (size_t i = 0; i < places.size(); ++i) {
     const Place& place = places[i];
     auto taken = calls.resume(place.iova, place.size, place.address);
@@ -80,7 +80,7 @@ Result<void> take(VaddrCalls& calls, std::span<const Place> places, const Progre
 }
 
 Result<void> take_back(VaddrCalls& calls, std::span<const Place> places) {
-  HOLDFAST_TRY(check(places));
+  HOLDFAST_TRY(check_places(places));
   std::optional<Error> first;
   size_t lost = 0;
   for (size_t i = 0; i < places.size(); ++i) {

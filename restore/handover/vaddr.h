@@ -35,6 +35,10 @@ struct Place {
   void* address = nullptr;
 };
 
+/// One entry for each mapping, sorted by iova, none empty, none twice: HF-HANDOVER-PLACES (exit 5)
+/// otherwise.
+[[nodiscard]] Result<void> check_places(std::span<const Place> places);
+
 /// The kernel's three calls, on one container.
 class VaddrCalls {
  public:
