@@ -71,6 +71,7 @@ struct RestoreService::CustodySink : restore::Custody {
                     fmt::format("holdfast release {}", restored.name));
     agent::Holding holding;
     holding.container = std::move(restored.container);
+    holding.unmapped = restored.in_owner;
     for (size_t i = 0; i < restored.devices.size(); ++i) {
       agent::Holding::DeviceDescriptors device;
       device.bdf = restored.devices[i].name;
@@ -106,6 +107,7 @@ struct RestoreService::CustodySink : restore::Custody {
     out.name = name;
     out.strategy = kept->second.strategy;
     out.container = std::move(holding->container);
+    out.in_owner = holding->unmapped;
     for (auto& device : holding->devices) {
       if (device.group.valid()) out.groups.push_back({device.bdf, std::move(device.group)});
       out.devices.push_back({device.bdf, std::move(device.device)});

@@ -44,12 +44,13 @@ class Attempt {
           RestoreLog* log, Points& points)
       : plan_(plan),
         container_(container),
-        port_(port),
+        port_(serving(port, container)),
         custody_(custody),
         log_(log),
         points_(points) {
     restored_.name = container.name;
     restored_.strategy = container.strategy;
+    restored_.in_owner = !container.in_owner.empty();
     settled_ = container.strategy == Strategy::kSettled;
   }
 
@@ -121,8 +122,14 @@ class Attempt {
   [[nodiscard]] const Device& device(const Step& step) const {
     return container_.devices.at(step.device);
   }
-  [[nodiscard]] static const std::string& group_of(const Device& device) {
-    return device.group.empty() ? device.bdf : device.group;
+  [[nodiscard]] static kernel::Port& serving(kernel::Port& port, const ContainerPlan& container) {
+    kernel::Port* own =
+        container.record == nullptr ? nullptr : port.serving(container.record->container.kind);
+    return own == nullptr ? port : *own;
+  }
+  [[nodiscard]] bool has_groups() const { return port_.kind() != ContainerKind::kIommufd; }
+  [[nodiscard]] const std::string& group_of(const Device& device) const {
+    return device.group.empty() || !has_groups() ? device.bdf : device.group;
   }
 
   Result<void> open_region(const Step& step) {
@@ -299,6 +306,8 @@ class Attempt {
     points_.pass();
     HOLDFAST_TRY_ASSIGN(UniqueFd fd, port_.open_device(group->fd, which));
     restored_.devices.push_back({which.bdf, std::move(fd)});
+    // What took the place of the group is the device itself, which is kept as such.
+    if (!has_groups()) group->fd.reset();
     return {};
   }
 
@@ -397,6 +406,7 @@ class Execution {
 
   Result<void> one_step(const ContainerPlan& container, const Step& step, Attempt& attempt) {
     ++index_;
+    if (step.in_owner) return {};
     const auto tell = [&](uint64_t done) {
       if (options_.progress) options_.progress({container.name, &step, index_, total_, done});
     };

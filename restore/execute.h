@@ -47,6 +47,7 @@ struct Restored {
   };
   std::string name;
   Strategy strategy = Strategy::kAdopt;
+  bool in_owner = false;  ///< nothing is mapped yet: its owner maps it when it takes it
   kernel::ContainerLimits limits;
   ContainerFd container;
   std::vector<NamedFd> groups;
@@ -86,7 +87,7 @@ class RestoreLog {
   virtual void blocked(const std::string& /*container*/, const Error& /*event*/) {}
 };
 
-/// One step that ran.
+/// One step that ran. Those that are left to the owner are not among them.
 struct StepReport {
   std::string container;
   Verb verb = Verb::kOpenContainer;

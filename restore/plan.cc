@@ -1,11 +1,13 @@
 #include "restore/plan.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <set>
 
 #include "persist/base/checked.h"
+#include "restore/kernel/iommufd_memory.h"
 
 namespace holdfast::restore {
 namespace {
@@ -29,11 +31,19 @@ std::string answer_text(const Capability& capability) {
   return capability.how.empty() ? std::string(known) : capability.how;
 }
 
+bool has_groups(const ContainerRecord& record) {
+  return record.container.kind != ContainerKind::kIommufd;
+}
+
 /// What stands against adopting, worst first: what the kernel lacks, what was not kept, what could
 /// not be proven.
 std::optional<Obstacle> against_adopt(const PlanInput& input, const ContainerRecord& record,
                                       const ContainerFindings& findings) {
   const auto& can = input.capabilities;
+  if (record.container.kind == ContainerKind::kIommufd)
+    return Obstacle{Exit::kUnsupported, "HF-ADOPT-NOT-PRESERVED",
+                    "it is an iommufd address space, whose tables end with their kernel",
+                    "no kernel keeps them: type1 with the patches in kexec/linux does"};
   if (can.live_update.answer != Answer::kYes)
     return Obstacle{Exit::kUnsupported, "HF-ADOPT-UNSUPPORTED",
                     fmt::format("kernel {} cannot take up live tables ({})", can.kernel_release,
@@ -89,12 +99,14 @@ std::string reopen_text(const std::string& bdf, Reopen reopen, const std::string
 std::vector<Obstacle> against_remap(const PlanInput& input, const ContainerRecord& record,
                                     const ContainerFindings& findings) {
   std::vector<Obstacle> out;
-  if (input.capabilities.map.answer == Answer::kNo)
+  const Capability& map = has_groups(record) ? input.capabilities.map : input.capabilities.iommufd;
+  if (map.answer == Answer::kNo)
     out.push_back(
         {Exit::kUnsupported, "HF-MAP-UNSUPPORTED",
-         fmt::format("kernel {} has no containers to map into ({})",
-                     input.capabilities.kernel_release, answer_text(input.capabilities.map)),
-         input.capabilities.map.remedy});
+         fmt::format("kernel {} has no {} to map into ({})", input.capabilities.kernel_release,
+                     has_groups(record) ? "containers" : "iommufd address spaces",
+                     answer_text(map)),
+         map.remedy});
   for (const auto& device : record.container.devices) {
     if (device.consents_to_reinit) continue;
     const Device* now = found_now(findings, device.bdf);
@@ -117,6 +129,16 @@ Error refusal_of(const ContainerPlan& plan, const Obstacle& obstacle) {
   return refuse(obstacle.exit, obstacle.code, fmt::format("container {}", plan.name), obstacle.why,
                 obstacle.takes)
       .error();
+}
+
+/// Where there are no groups the device is opened to be attached.
+Step attach_device_step(size_t index, const Device& device) {
+  const Reopen reopen = reopen_of(device);
+  return {.verb = Verb::kAttachGroup,
+          .device = index,
+          .reopen = reopen,
+          .reset_method = device.reset_method,
+          .text = reopen_text(device.bdf, reopen, device.reset_method) + ", attach it"};
 }
 
 Step open_region_step(const Region& region) {
@@ -148,6 +170,23 @@ void add_rest(const PlanInput& input, ContainerPlan& plan) {
   plan.steps.push_back({.verb = Verb::kLogDone, .text = "log: done"});
 }
 
+/// Why the mappings of an address space have to be made by who is to own them; empty: they need
+/// not.
+std::string in_owner_why(const PlanInput& input, const ContainerRecord& record,
+                         const ContainerFindings& findings) {
+  if (record.container.kind != ContainerKind::kIommufd) return {};
+  std::vector<std::string> names;
+  for (const uint32_t id : findings.regions)
+    if (const Region* region = input.manifest.find_region(id);
+        region != nullptr && !kernel::is_mapped_by_file(region->kind))
+      names.push_back(fmt::format("{} ({})", region->name, kind_name(region->kind)));
+  if (names.empty()) return {};
+  return fmt::format(
+      "iommufd maps {} by address, and the kernel hands over only what is mapped by "
+      "file (IOMMU_IOAS_CHANGE_PROCESS)",
+      fmt::join(names, ", "));
+}
+
 /// The steps of taking a container up, in the order in which they are run. What changes the state
 /// of a device, opening it, comes last: everything before it can be undone without a trace.
 void add_steps(const PlanInput& input, const ContainerRecord& record,
@@ -169,11 +208,18 @@ void add_steps(const PlanInput& input, const ContainerRecord& record,
     if (region == nullptr) continue;
     add(open_region_step(*region));
   }
+  const bool grouped = has_groups(record);
   add({.verb = Verb::kOpenContainer,
        .preserved = adopt,
-       .text = adopt ? "open a container that takes up preserved tables" : "open a new container"});
+       .text = adopt     ? "open a container that takes up preserved tables"
+               : grouped ? "open a new container"
+                         : "open an iommufd address space"});
   std::set<std::string> groups;
   for (size_t i = 0; i < devices.size(); ++i) {
+    if (!grouped) {
+      add(attach_device_step(i, devices[i]));
+      continue;
+    }
     const std::string& group = devices[i].group.empty() ? devices[i].bdf : devices[i].group;
     if (!groups.insert(group).second) continue;
     add({.verb = Verb::kAttachGroup,
@@ -186,12 +232,20 @@ void add_steps(const PlanInput& input, const ContainerRecord& record,
        .mode = adopt ? kernel::MapMode::kAdopt : kernel::MapMode::kMap,
        .count = plan.mappings - (commit ? 1 : 0),
        .bytes = plan.bytes - (commit ? last.size : 0),
+       .in_owner = !plan.in_owner.empty(),
        .text = commit ? fmt::format("adopt {} of {} mappings as recorded", plan.mappings - 1,
                                     plan.mappings)
-                      : fmt::format("map {} mappings, {:#x} bytes, as recorded", plan.mappings,
-                                    plan.bytes)});
+                      : fmt::format("map {} mappings, {:#x} bytes, as recorded{}", plan.mappings,
+                                    plan.bytes,
+                                    plan.in_owner.empty() ? "" : ", when its owner takes it")});
   for (size_t i = 0; i < devices.size(); ++i) {
     const Device& device = devices[i];
+    if (!grouped) {
+      add({.verb = Verb::kOpenDevice,
+           .device = i,
+           .text = fmt::format("keep the descriptor of device {}", device.bdf)});
+      continue;
+    }
     const Reopen reopen = adopt ? Reopen::kUntouched : reopen_of(device);
     add({.verb = Verb::kOpenDevice,
          .device = i,
@@ -228,7 +282,9 @@ void choose(const PlanInput& input, const ContainerRecord& record,
   for (const auto& obstacle : remap) plan.refusals.push_back(refusal_of(plan, obstacle));
   if (!plan.refusals.empty() && adopt)
     plan.refusals.front().details.push_back(fmt::format("it cannot be adopted: {}", adopt->why));
-  if (plan.refusals.empty()) plan.strategy = Strategy::kRemap;
+  if (!plan.refusals.empty()) return;
+  plan.strategy = Strategy::kRemap;
+  plan.in_owner = in_owner_why(input, record, findings);
 }
 
 /// RLIMIT_MEMLOCK counts for the process as a whole, so over all containers that it will take up.
@@ -236,6 +292,7 @@ void check_memlock(const PlanInput& input, Plan& plan) {
   if (!input.memlock_limit) return;
   const auto accounted = [&](const ContainerPlan& container) -> uint64_t {
     if (container.strategy != Strategy::kAdopt && container.strategy != Strategy::kRemap) return 0;
+    if (!container.in_owner.empty()) return 0;  // counts for its owner
     return input.findings.find(container.name)->accounted_bytes;
   };
   uint64_t sum = 0;

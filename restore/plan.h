@@ -29,12 +29,14 @@ enum class Strategy : uint32_t {
 enum class Verb : uint32_t {
   kOpenRegion = 1,     ///< open the memory and map it into the restoring process
   kOpenContainer = 2,  ///< an empty container
-  kAttachGroup = 3,    ///< open the group, put it in, set the IOMMU with the first one
-  kCheckLimits = 4,    ///< what the kernel now says the container may map
-  kMapRanges = 5,      ///< every mapping as recorded, adopted (all but the last) or mapped
-  kOpenDevice = 6,     ///< the device descriptor; resets the device where noted
-  kDeposit = 7,        ///< descriptors go into holdfastd's custody for their owner
-  kLogDone = 8,        ///< the restore log says done
+  /// open the group, put it in, set the IOMMU with the first one; kinds without groups: open the
+  /// device, which resets it where noted, and attach it
+  kAttachGroup = 3,
+  kCheckLimits = 4,  ///< what the kernel now says the container may map
+  kMapRanges = 5,    ///< every mapping as recorded, adopted (all but the last) or mapped
+  kOpenDevice = 6,   ///< the device descriptor; resets the device where noted
+  kDeposit = 7,      ///< descriptors go into holdfastd's custody for their owner
+  kLogDone = 8,      ///< the restore log says done
   /// The last mapping of an adoption. Until then the kernel sees an incomplete adoption and gives
   /// the tables back untouched, should this process die: so it comes after the deposit.
   kCommit = 9,
@@ -58,9 +60,10 @@ struct Step {
   bool preserved = false;                        ///< kOpenContainer
   uint64_t count = 0;                            ///< kMapRanges: mappings
   uint64_t bytes = 0;                            ///< kMapRanges, kOpenRegion
-  Reopen reopen = Reopen::kUntouched;            ///< kOpenDevice
-  std::string reset_method{};                    ///< kOpenDevice, as this kernel names it
-  std::string text{};  ///< one line for people: "open device 0000:00:04.0 (resets it: flr)"
+  Reopen reopen = Reopen::kUntouched;            ///< kOpenDevice; kAttachGroup where that opens it
+  std::string reset_method{};                    ///< likewise, as this kernel names it
+  bool in_owner = false;  ///< not run here: libholdfast runs it in the container's owner
+  std::string text{};     ///< one line for people: "open device 0000:00:04.0 (resets it: flr)"
 };
 
 /// What became of blocking one device of a refused container.
@@ -85,6 +88,9 @@ struct ContainerPlan {
   Proof proof = Proof::kNone;
   std::string why;    ///< why nothing better is possible; empty for kAdopt and kSettled
   std::string takes;  ///< what it would take to do better; may be empty
+  /// Not empty: why its mappings have to be made by its owner. They would belong to who makes them,
+  /// and the kernel has no hand-over for them. The owner's TAKE makes them.
+  std::string in_owner;
   std::vector<Step> steps;
   uint64_t mappings = 0, bytes = 0;
   arena::MappingTable table;    ///< a view into the generation, which must outlive the plan

@@ -29,6 +29,7 @@ Json to_json(const Step& step, const ContainerPlan& container) {
   Json out;
   out["verb"] = verb_name(step.verb);
   out["text"] = step.text;
+  out["in_owner"] = step.in_owner;
   const auto& devices = container.devices;
   switch (step.verb) {
     case Verb::kCommit:
@@ -42,6 +43,10 @@ Json to_json(const Step& step, const ContainerPlan& container) {
     case Verb::kAttachGroup:
       out["group"] = devices[step.device].group;
       out["device"] = devices[step.device].bdf;
+      if (step.reopen != Reopen::kUntouched) {
+        out["reopen"] = reopen_name(step.reopen);
+        out["reset_method"] = step.reset_method;
+      }
       break;
     case Verb::kMapRanges:
       out["mode"] = step.mode == kernel::MapMode::kAdopt ? "adopt" : "map";
@@ -155,6 +160,8 @@ std::string text(const Plan& plan) {
                          container.strategy == Strategy::kRemap ? "nothing better is possible"
                                                                 : "it cannot be adopted",
                          container.why);
+    if (!container.in_owner.empty())
+      out += fmt::format("  its owner maps it: {}\n", container.in_owner);
     if (!container.takes.empty()) out += fmt::format("  it would take: {}\n", container.takes);
     for (const auto& step : container.steps)
       out += fmt::format("  {:3}. {}\n", ++number, step.text);
@@ -210,6 +217,7 @@ Json to_json(const Plan& plan) {
     item["bytes"] = hex(container.bytes);
     item["why"] = container.why;
     item["takes"] = container.takes;
+    item["in_owner"] = container.in_owner;
     item["steps"] = Json::array();
     for (const auto& step : container.steps) item["steps"].push_back(to_json(step, container));
     item["refusals"] = Json::array();

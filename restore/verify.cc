@@ -112,6 +112,7 @@ void check_regions(const Manifest& manifest, Host& host, ContainerFindings& find
 void check_limits(const ContainerRecord& record, const kernel::Capabilities& capabilities,
                   ContainerFindings& findings) {
   const uint64_t limit = capabilities.dma_entry_limit;
+  if (record.container.kind == ContainerKind::kIommufd) return;  // the limit is type1's
   if (limit != 0 && record.mapping_count > limit)
     add(findings,
         refuse(Exit::kUnsupported, "HF-LIMIT-DMA-ENTRIES", container_object(findings.name),
@@ -223,9 +224,10 @@ void scan_mappings(const Manifest& manifest, const ContainerRecord& record,
       }
       end_before = mapping.end();
       bytes += mapping.size;
-      // type1 does not account device memory (devdax) to the process.
-      if (region->kind != RegionKind::kDevdax && region->kind != RegionKind::kSim)
-        accounted += mapping.size;
+      // type1 does not account device memory (devdax) to the process; iommufd does.
+      const bool devdax = region->kind == RegionKind::kDevdax;
+      const bool iommufd = record.container.kind == ContainerKind::kIommufd;
+      if (region->kind != RegionKind::kSim && (!devdax || iommufd)) accounted += mapping.size;
       ++index;
     }
   });

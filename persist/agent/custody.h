@@ -34,6 +34,7 @@ struct Holding {
     std::byte* address = nullptr;
   };
   ContainerFd container;
+  bool unmapped = false;  ///< its mappings are made by who takes it
   std::vector<DeviceDescriptors> devices;
   std::vector<Memory> memory;
 };

@@ -373,7 +373,8 @@ Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {
   }
   HOLDFAST_TRY_ASSIGN(out.mappings, protocol::sealed_memfd("holdfast-mappings",
                                                            std::as_bytes(std::span(mappings))));
-  add(protocol::DescriptorRole::kMappings, entry.id, mappings.size(), entry.name, out.mappings);
+  add(protocol::DescriptorRole::kMappings, holding->unmapped ? protocol::kMappingsToBeMade : 0,
+      mappings.size(), entry.name, out.mappings);
   if (out.descriptors.size() > protocol::kMaxDescriptors)
     return fail("container " + entry.name,
                 fmt::format("{} descriptors; at most {} fit in one message", out.descriptors.size(),
@@ -423,7 +424,10 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
     commit();
     return {};
   }
-  if (holding != nullptr) holding->memory.clear();
+  if (holding != nullptr) {
+    holding->memory.clear();
+    holding->unmapped = false;
+  }
   own_regions(entry, peer);
   entry.client = peer.id;
   peer.mappings += writer.mapping_count(entry.id);

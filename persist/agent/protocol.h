@@ -204,13 +204,16 @@ struct Take {
   void fields(auto& visit) { visit(name); }
 };
 
+inline constexpr uint32_t kMappingsToBeMade = 1;
 enum class DescriptorRole : uint32_t {
   kContainer = 1,  ///< id: iommufd's address space, else 0; length: its hold_seconds
   kGroup = 2,      ///< name: the device's BDF
   kDevice = 3,     ///< id: its flags, as REGISTER_DEVICE has them; name: the BDF
   kMemory = 4,     ///< id: the region; name: its name; length: its bytes
-  kMappings = 5,   ///< a memfd of Mapping records sorted by iova; length: their number
-  kPair = 6,       ///< what leads to the owner before: PAIR messages
+  /// a memfd of Mapping records sorted by iova; length: their number; id: kMappingsToBeMade, where
+  /// the container is empty and who takes it maps them before TAKEN
+  kMappings = 5,
+  kPair = 6,  ///< what leads to the owner before: PAIR messages
 };
 struct DescriptorLabel {
   DescriptorRole role = DescriptorRole::kContainer;

@@ -108,19 +108,19 @@ Result<std::vector<Mapping>> read_mappings(BorrowedFd list, uint64_t count) {
 }
 
 Result<void> ContainerCalls::suspend_all() {
-  const hf_kernel_ops& ops = container_.connection->ops;
+  const hf_kernel_ops ops = ops_of(container_);
   if (ops.suspend_all == nullptr) return lacking();
   return said(ops.suspend_all(ops.context, container_.fd.get()), "suspend its addresses");
 }
 
 Result<void> ContainerCalls::suspend(uint64_t iova, uint64_t size) {
-  const hf_kernel_ops& ops = container_.connection->ops;
+  const hf_kernel_ops ops = ops_of(container_);
   if (ops.suspend == nullptr) return lacking();
   return said(ops.suspend(ops.context, container_.fd.get(), iova, size), "suspend an address");
 }
 
 Result<void> ContainerCalls::resume(uint64_t iova, uint64_t size, void* address) {
-  const hf_kernel_ops& ops = container_.connection->ops;
+  const hf_kernel_ops ops = ops_of(container_);
   if (ops.resume == nullptr) return lacking();
   return said(ops.resume(ops.context, container_.fd.get(), iova, size, address),
               "give a mapping its new address");

@@ -211,7 +211,6 @@ int hf_connect(const hf_connect_options* given, hf_connection** out, hf_error* e
     if (options.handover_ms != 0) connection->handover_ms = options.handover_ms;
     connection->optional = (options.flags & HF_CONNECT_OPTIONAL) != 0;
     connection->callbacks = client::sized_copy(options.callbacks);
-    connection->ops = client::type1_ops();
     connection->forks = client::fork_count();
     connection->epoll = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
     connection->event = UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
@@ -279,7 +278,7 @@ int hf_reconnect(hf_connection* connection, hf_error* error) {
 int hf_set_kernel_ops(hf_connection* connection, const hf_kernel_ops* ops) {
   if (connection == nullptr) return -EINVAL;
   if (ops == nullptr) {
-    connection->ops = holdfast::client::type1_ops();
+    connection->ops.reset();
     return 0;
   }
   const hf_kernel_ops copy = holdfast::client::sized_copy(ops);

@@ -21,6 +21,7 @@
 #include "persist/agent/protocol.h"
 #include "persist/agent/ring.h"
 #include "persist/agent/transport.h"
+#include "persist/base/mapped_range.h"
 #include "persist/base/result.h"
 #include "persist/base/unique_fd.h"
 #include "persist/client/holdfast.h"
@@ -46,6 +47,8 @@ struct hf_container {
   uint32_t ioas = 0;  ///< iommufd: the address space in `fd`
   holdfast::UniqueFd fd;
   std::vector<Device> devices;  ///< under hf_connection::mutex
+  /// Memory that this library mapped for the container when it took it; stays while it does.
+  std::vector<holdfast::MappedRange> views;
 
   std::mutex mutex;              ///< held over a kernel call and its record
   std::atomic<uint32_t> id = 0;  ///< Container::id; 0: not registered now
@@ -70,10 +73,10 @@ struct hf_connection {
   uint32_t handover_ms = 10000;
   bool optional = false;
   hf_callbacks callbacks{};
-  hf_kernel_ops ops{};
-  holdfast::UniqueFd epoll;  ///< what hf_event_fd() gives: socket and `event`
-  holdfast::UniqueFd event;  ///< readable while `queue` is not empty
-  uint64_t forks = 0;        ///< of this process when the connection was made
+  std::optional<hf_kernel_ops> ops;  ///< none: the running kernel's
+  holdfast::UniqueFd epoll;          ///< what hf_event_fd() gives: socket and `event`
+  holdfast::UniqueFd event;          ///< readable while `queue` is not empty
+  uint64_t forks = 0;                ///< of this process when the connection was made
 
   std::mutex mutex;  ///< socket, queue, lists
   holdfast::UniqueFd socket;
@@ -162,7 +165,10 @@ Result<void> announce(hf_connection& connection, hf_container& container);
 Result<void> announce(hf_connection& connection, hf_container& container,
                       const hf_container::Device& device);
 
-/// VFIO type1.
-[[nodiscard]] hf_kernel_ops type1_ops();
+/// The kernel's calls for a mapping that the record has already; 0 or a negative errno.
+int map_unrecorded(hf_container& container, const hf_mapping& mapping, void* vaddr);
+int unmap_unrecorded(hf_container& container);
+/// The calls that the program gave, or the running kernel's for containers of that kind.
+[[nodiscard]] hf_kernel_ops ops_of(const hf_container& container);
 
 }  // namespace holdfast::client

@@ -181,14 +181,17 @@ HF_API int hf_sync(hf_connection* connection, hf_error* error);
 HF_API int hf_resync(hf_container* container, const hf_mapping* mappings, size_t count,
                      hf_error* error);
 
-/* The kernel's calls; for other kernels than VFIO type1 (the simulated one, tests). Each returns 0
- * or a negative errno. */
+/* The kernel's calls; for other kernels than the running one (the simulated one, tests). Each
+ * returns 0 or a negative errno. By itself hf_map asks VFIO type1; in an HF_KIND_IOMMUFD container
+ * iommufd, where a `memory` whose descriptor is a memfd, hugetlb or tmpfs file is mapped by that
+ * file (IOMMU_IOAS_MAP_FILE), so that it can be handed over, and everything else by its address. */
 typedef struct hf_kernel_map {
   uint64_t iova, size;
   void* vaddr;
   uint32_t access;
   int memory_fd;
   uint64_t memory_offset;
+  uint32_t ioas_id; /* HF_KIND_IOMMUFD: the address space in container_fd; else 0 */
 } hf_kernel_map;
 typedef struct hf_kernel_ops {
   size_t size;
@@ -200,8 +203,11 @@ typedef struct hf_kernel_ops {
   int (*suspend_all)(void* context, int container_fd);
   int (*suspend)(void* context, int container_fd, uint64_t iova, uint64_t size);
   int (*resume)(void* context, int container_fd, uint64_t iova, uint64_t size, void* vaddr);
+  /* HF_KIND_IOMMUFD, in place of both; iova 0, size UINT64_MAX: everything. NULL: -EOPNOTSUPP. */
+  int (*unmap_ioas)(void* context, int container_fd, uint32_t ioas_id, uint64_t iova, uint64_t size,
+                    uint64_t* unmapped);
 } hf_kernel_ops;
-/* NULL: back to VFIO type1. Before the first hf_map. */
+/* NULL: back to the running kernel. Before the first hf_map. */
 HF_API int hf_set_kernel_ops(hf_connection* connection, const hf_kernel_ops* ops);
 
 /* -- events -------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@
 #include "persist/client/addresses.h"
 #include "persist/client/connection.h"
 #include "persist/model/mapping.h"
+#include "restore/kernel/iommufd_memory.h"
 #include "restore/kernel/map_refusal.h"
 #include "restore/kernel/syscalls.h"
+#include "restore/kernel/syscalls_iommufd.h"
 
 namespace holdfast::client {
 namespace {
@@ -147,7 +149,7 @@ int changing(hf_container* container, hf_error* error, const char* act, Call cal
   return guarded(error, [&]() -> int {
     const std::scoped_lock lock(container->mutex);
     if (begin(*container) != 0) return frozen(error, *container);
-    const int status = call(container->connection->ops);
+    const int status = call(ops_of(*container));
     end(*container);
     return kernel_said(error, status, act);
   });
@@ -193,16 +195,73 @@ int type1_resume(void*, int container_fd, uint64_t iova, uint64_t size, void* va
   return outcome ? 0 : -outcome.error().sys_errno;
 }
 
-}  // namespace
+int iommufd_map(void*, int container_fd, const hf_kernel_map* request) {
+  const BorrowedFd iommufd(container_fd), memory(request->memory_fd);
+  if ((request->access & HF_LEAVE_BEHIND) != 0) return -EOPNOTSUPP;
+  uint32_t flags = sys::kIoasFixedIova;
+  if ((request->access & HF_READ) != 0) flags |= sys::kIoasReadable;
+  if ((request->access & HF_WRITE) != 0) flags |= sys::kIoasWriteable;
+  if (kernel::is_mapped_by_file(memory)) {
+    const auto outcome =
+        sys::iommufd_ioas_map_file(iommufd, request->ioas_id, flags, memory, request->memory_offset,
+                                   request->iova, request->size);
+    // A kernel before 6.13: it knows addresses only, and no change of process either.
+    if (outcome || outcome.error().sys_errno != ENOTTY)
+      return outcome ? 0 : -outcome.error().sys_errno;
+  }
+  const auto outcome = sys::iommufd_ioas_map(iommufd, request->ioas_id, flags,
+                                             reinterpret_cast<uint64_t>(request->vaddr),
+                                             request->iova, request->size);
+  return outcome ? 0 : -outcome.error().sys_errno;
+}
 
-static_assert(uint32_t{HF_LEAVE_BEHIND} == ring::kLeaveBehind);
-static_assert(HF_READ == sys::kMapRead && HF_WRITE == sys::kMapWrite);
-static_assert(uint32_t{HF_READ} == uint32_t{kAccessRead} &&
-              uint32_t{HF_WRITE} == uint32_t{kAccessWrite});
+int iommufd_unmap(void*, int container_fd, uint32_t ioas, uint64_t iova, uint64_t size,
+                  uint64_t* unmapped) {
+  return unmapped_by(sys::iommufd_ioas_unmap(BorrowedFd(container_fd), ioas, iova, size), unmapped);
+}
 
-hf_kernel_ops type1_ops() {
+int map_call(const hf_container& container, const hf_kernel_ops& ops, const hf_mapping& mapping,
+             void* vaddr) {
+  hf_kernel_map request{};
+  request.iova = mapping.iova;
+  request.size = mapping.size;
+  request.vaddr = vaddr;
+  request.access = mapping.access;
+  request.memory_fd = mapping.memory != nullptr ? mapping.memory->fd.get() : -1;
+  request.memory_offset = mapping.offset;
+  request.ioas_id = container.ioas;
+  return ops.map(ops.context, container.fd.get(), &request);
+}
+
+int unmap_ioas(const hf_container& container, const hf_kernel_ops& ops, uint64_t iova,
+               uint64_t size, uint64_t& bytes) {
+  if (ops.unmap_ioas == nullptr) return -EOPNOTSUPP;
+  return ops.unmap_ioas(ops.context, container.fd.get(), container.ioas, iova, size, &bytes);
+}
+
+int unmap_range(const hf_container& container, const hf_kernel_ops& ops, uint64_t iova,
+                uint64_t size, uint64_t& bytes) {
+  if (container.kind != HF_KIND_IOMMUFD)
+    return ops.unmap(ops.context, container.fd.get(), iova, size, &bytes);
+  if (size == UINT64_MAX) return -EINVAL;  // would mean everything
+  return unmap_ioas(container, ops, iova, size, bytes);
+}
+
+int unmap_everything(const hf_container& container, const hf_kernel_ops& ops, uint64_t& bytes) {
+  if (container.kind != HF_KIND_IOMMUFD)
+    return ops.unmap_all(ops.context, container.fd.get(), &bytes);
+  return unmap_ioas(container, ops, 0, UINT64_MAX, bytes);
+}
+
+/// The running kernel's.
+hf_kernel_ops kernel_ops(uint32_t kind) {
   hf_kernel_ops out{};
   out.size = sizeof out;
+  if (kind == HF_KIND_IOMMUFD) {
+    out.map = iommufd_map;
+    out.unmap_ioas = iommufd_unmap;
+    return out;
+  }
   out.map = type1_map;
   out.unmap = type1_unmap;
   out.unmap_all = type1_unmap_all;
@@ -210,6 +269,27 @@ hf_kernel_ops type1_ops() {
   out.suspend = type1_suspend;
   out.resume = type1_resume;
   return out;
+}
+
+}  // namespace
+
+static_assert(uint32_t{HF_LEAVE_BEHIND} == ring::kLeaveBehind);
+static_assert(HF_READ == sys::kMapRead && HF_WRITE == sys::kMapWrite);
+static_assert(uint32_t{HF_READ} == uint32_t{kAccessRead} &&
+              uint32_t{HF_WRITE} == uint32_t{kAccessWrite});
+
+hf_kernel_ops ops_of(const hf_container& container) {
+  const auto& given = container.connection->ops;
+  return given ? *given : kernel_ops(container.kind);
+}
+
+int map_unrecorded(hf_container& container, const hf_mapping& mapping, void* vaddr) {
+  return map_call(container, ops_of(container), mapping, vaddr);
+}
+
+int unmap_unrecorded(hf_container& container) {
+  uint64_t bytes = 0;
+  return unmap_everything(container, ops_of(container), bytes);
 }
 
 }  // namespace holdfast::client
@@ -240,14 +320,7 @@ void hf_record_unmap(hf_container* container, uint64_t iova, uint64_t size) {
 int hf_map(hf_container* container, const hf_mapping* mapping, void* vaddr, hf_error* error) {
   if (container == nullptr || mapping == nullptr) return -EINVAL;
   return client::changing(container, error, "map", [&](const hf_kernel_ops& ops) {
-    hf_kernel_map request{};
-    request.iova = mapping->iova;
-    request.size = mapping->size;
-    request.vaddr = vaddr;
-    request.access = mapping->access;
-    request.memory_fd = mapping->memory != nullptr ? mapping->memory->fd.get() : -1;
-    request.memory_offset = mapping->offset;
-    const int status = ops.map(ops.context, container->fd.get(), &request);
+    const int status = client::map_call(*container, ops, *mapping, vaddr);
     if (status == 0) {
       client::record(*container, ring::Op::kMap, client::map_record(*mapping));
       client::learn_address(*container, *mapping, vaddr);
@@ -261,7 +334,7 @@ int hf_unmap(hf_container* container, uint64_t iova, uint64_t size, uint64_t* un
   if (container == nullptr) return -EINVAL;
   return client::changing(container, error, "unmap", [&](const hf_kernel_ops& ops) {
     uint64_t bytes = 0;
-    const int status = ops.unmap(ops.context, container->fd.get(), iova, size, &bytes);
+    const int status = client::unmap_range(*container, ops, iova, size, bytes);
     // The kernel unmaps nothing without complaint; then nothing has changed.
     if (status == 0 && bytes != 0)
       client::record(*container, ring::Op::kUnmap, client::range_record(iova, size));
@@ -275,7 +348,7 @@ int hf_unmap_all(hf_container* container, uint64_t* unmapped, hf_error* error) {
   if (container == nullptr) return -EINVAL;
   return client::changing(container, error, "unmap all", [&](const hf_kernel_ops& ops) {
     uint64_t bytes = 0;
-    const int status = ops.unmap_all(ops.context, container->fd.get(), &bytes);
+    const int status = client::unmap_everything(*container, ops, bytes);
     if (status == 0 && bytes != 0)
       client::record(*container, ring::Op::kUnmapAll, client::range_record(0, 0));
     if (status == 0) container->elsewhere.clear();

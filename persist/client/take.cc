@@ -9,6 +9,8 @@
 #include <cstring>
 #include <map>
 
+#include "persist/base/checked.h"
+#include "persist/base/mapped_range.h"
 #include "persist/client/addresses.h"
 #include "persist/client/connection.h"
 #include "persist/model/mapping.h"
@@ -89,6 +91,38 @@ Result<void> fill_mappings(hf_connection& connection, Taken& taken, const Unique
   return {};
 }
 
+/// Makes the mappings of a container that came without them: nobody can make them for this process.
+/// Whoever tried it before and died left some: they go first.
+Result<void> make_mappings(Taken& taken, hf_container& container) {
+  if (const int status = client::unmap_unrecorded(container); status != 0)
+    return fail_errno(-status, "container " + taken.name, "empty it");
+  std::map<const hf_memory*, MappedRange> views;
+  for (const auto& memory : taken.memory_list) {
+    HOLDFAST_TRY_ASSIGN(auto view, MappedRange::map(BorrowedFd(memory.fd), 0, memory.length,
+                                                    MappedRange::Mode::kReadWrite));
+    views.emplace(memory.memory, std::move(view));
+  }
+  for (size_t i = 0; i < taken.mapping_list.size(); ++i) {
+    const hf_mapping& mapping = taken.mapping_list[i];
+    const auto object = [&] {
+      Mapping plain;
+      plain.iova = mapping.iova;
+      plain.size = mapping.size;
+      plain.region_offset = mapping.offset;
+      plain.access = mapping.access;
+      return "container " + taken.name + ": " + describe(plain);
+    };
+    const auto view = views.find(mapping.memory);
+    if (view == views.end() || !fits(mapping.offset, mapping.size, view->second.size()))
+      return fail(object(), "its memory did not come along");
+    const int status =
+        client::map_unrecorded(container, mapping, view->second.data() + mapping.offset);
+    if (status != 0) return fail_errno(-status, object(), "map it");
+  }
+  for (auto& [memory, view] : views) container.views.push_back(std::move(view));
+  return {};
+}
+
 Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::string& name,
                                       protocol::Received& received) {
   const auto* reply = std::get_if<protocol::TakeReply>(&received.packet.message);
@@ -145,6 +179,11 @@ Result<std::unique_ptr<Taken>> unpack(hf_connection& connection, const std::stri
     }
   }
   if (taken->container_fd < 0) return fail("agent", "TAKE_REPLY came without the container");
+  const bool to_be_made = std::ranges::any_of(reply->labels, [](const auto& label) {
+    return label.role == protocol::DescriptorRole::kMappings &&
+           label.id == protocol::kMappingsToBeMade;
+  });
+  if (to_be_made) HOLDFAST_TRY(make_mappings(*taken, *container));
   for (const auto& device : taken->device_list) {
     hf_container::Device copy;
     copy.bdf = device.bdf;
