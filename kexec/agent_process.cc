@@ -14,8 +14,8 @@
 #include "kexec/restore_service.h"
 #include "persist/agent/server.h"
 #include "persist/arena/writer.h"
+#include "restore/kernel/iommufd_host.h"
 #include "restore/kernel/sim/sim_port.h"
-#include "restore/kernel/type1.h"
 
 namespace holdfast::command {
 namespace {
@@ -54,7 +54,7 @@ class StopOnSignal {
 };
 
 Result<std::unique_ptr<kernel::Port>> open_port(const std::string& spec) {
-  if (spec == "type1") return std::unique_ptr<kernel::Port>(std::make_unique<kernel::Type1Port>());
+  if (spec == "type1") return std::unique_ptr<kernel::Port>(std::make_unique<kernel::HostPort>());
   if (spec.starts_with(kSimPrefix)) {
     HOLDFAST_TRY_ASSIGN(auto port, sim::SimPort::connect(spec.substr(kSimPrefix.size())));
     return std::unique_ptr<kernel::Port>(std::move(port));

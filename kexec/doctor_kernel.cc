@@ -7,7 +7,7 @@
 #include "kexec/command_line.h"
 #include "kexec/doctor.h"
 #include "kexec/text.h"
-#include "restore/kernel/type1.h"
+#include "restore/kernel/iommufd_host.h"
 
 namespace holdfast::command {
 namespace {
@@ -110,7 +110,7 @@ Finding parked_finding(kernel::Type1Port& port) {
 }  // namespace
 
 std::vector<Finding> kernel_findings(const Host& host) {
-  kernel::Type1Port port({host.path("/sys"), host.path("/proc"), host.path("/dev")});
+  kernel::HostPort port({host.path("/sys"), host.path("/proc"), host.path("/dev")});
   const auto probed = port.probe();
   if (!probed)
     return {
@@ -125,6 +125,9 @@ std::vector<Finding> kernel_findings(const Host& host) {
       finding_of("type1-update-vaddr", false, probed->update_vaddr),
       finding_of("type1-unmap-all", false, probed->unmap_all),
       finding_of("type1-dma-owner", false, probed->change_dma_owner),
+      finding_of("iommufd-map", false, probed->iommufd),
+      finding_of("iommufd-map-file", false, probed->map_file),
+      finding_of("iommufd-change-process", false, probed->change_process),
       strategy(
           "strategy-adopt", "DMA goes on through a kexec, for containers that opt in",
           {&probed->live_update, &probed->preserved_tables, &probed->hold, &probed->read_tables}),

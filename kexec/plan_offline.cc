@@ -6,16 +6,16 @@
 
 #include "kexec/arena_document.h"
 #include "persist/arena/reader.h"
-#include "restore/kernel/type1.h"
+#include "restore/kernel/iommufd_host.h"
 #include "restore/plan_json.h"
 #include "restore/prepare.h"
 
 namespace holdfast::command {
 namespace {
 
-kernel::Type1Port port_of(const Context& context) {
+kernel::HostPort port_of(const Context& context) {
   const Host& host = context.host();
-  return kernel::Type1Port({host.path("/sys"), host.path("/proc"), host.path("/dev")});
+  return kernel::HostPort({host.path("/sys"), host.path("/proc"), host.path("/dev")});
 }
 
 bool simulated(const Manifest& manifest) {
@@ -30,7 +30,7 @@ Result<restore::Turn> token_offline(const Context& context, const std::string& p
   HOLDFAST_TRY_ASSIGN(const restore::BootFacts facts,
                       restore::read_boot_facts(context.host().path("/proc")));
   HOLDFAST_TRY_ASSIGN(const arena::Reader reader, arena::Reader::open(path));
-  kernel::Type1Port port = port_of(context);
+  kernel::HostPort port = port_of(context);
   return restore::turn_of(reader, port, facts, {});
 }
 
@@ -52,7 +52,7 @@ Result<Json> plan_offline(const Context& context, const PlanRequest& request) {
   wanted.memlock_limit = restore::own_memlock_limit();
   HOLDFAST_TRY_ASSIGN(const restore::BootFacts facts,
                       restore::read_boot_facts(context.host().path("/proc")));
-  kernel::Type1Port port = port_of(context);
+  kernel::HostPort port = port_of(context);
   Json token;
   if (const auto turn = restore::turn_of(reader, port, facts, wanted); !turn) {
     token = to_json(turn.error());
