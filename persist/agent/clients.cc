@@ -143,7 +143,11 @@ Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& receiv
     ContainerEntry* entry = registry.container(typed->name);
     if (entry == nullptr || entry->taker != peer.id)
       return fail("container " + typed->name, "was not handed to this client");
-    HOLDFAST_TRY(entry->passing ? finish_handover(*entry, peer) : confirm_taken(*entry, peer));
+    if (writer.state() == ArenaState::kFrozen || writer.state() == ArenaState::kBroken || freezing)
+      return refuse(Exit::kRefused, "HF-FROZEN", "container " + entry->name, "the arena is frozen",
+                    "holdfast thaw, and then once more");
+    if (entry->passing) return taken_over(*entry, peer, request);
+    HOLDFAST_TRY(confirm_taken(*entry, peer));
     return acknowledge(Ack{entry->id, writer.mapping_count(entry->id)});
   }
   if (auto* typed = std::get_if<Quiesced>(&message)) {
@@ -189,6 +193,7 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
     // The same process came back before its old connection was seen to be closed.
     const auto old = peers.find(known->client);
     if (old != peers.end() && hung_up(*old->second)) close_peer(*old->second);
+    settle_closed();
     known = registry.container(message.name);
   }
   Container container;
@@ -313,8 +318,12 @@ Result<protocol::Ack> Server::Impl::register_memory(Peer& peer,
   const auto known = std::ranges::find(manifest.regions, message.name, &Region::name);
   if (known != manifest.regions.end()) {
     RegionEntry* entry = registry.region(known->id);
-    if (entry == nullptr || !entry->clients.empty() || !same_memory(*known, region) ||
-        known->length != region.length)
+    // After a hand-over two programs have the same memory, and each may come back.
+    if (entry == nullptr || !same_memory(*known, region) || known->length != region.length ||
+        !std::ranges::all_of(entry->clients, [&](ClientId id) {
+          const auto other = peers.find(id);
+          return other == peers.end() || other->second->who.owner.uid == peer.who.owner.uid;
+        }))
       return refuse(Exit::kRefused, "HF-NAME-TAKEN", object, "is registered already",
                     "choose another name");
     entry->clients.insert(peer.id);
@@ -341,6 +350,11 @@ Result<protocol::Ack> Server::Impl::unregister(Peer& peer, const protocol::Unreg
     HOLDFAST_TRY(may_change("container " + entry->name, may_record(*entry)));
     drain(peer, Amount::kWhole);
     HOLDFAST_TRY_ASSIGN(entry, own_container(peer, message.id));  // unless that ended it
+    if (entry->passing)
+      end_passing(*entry, refuse(Exit::kRefused, "HF-HANDOVER-DECLINED", "container " + entry->name,
+                                 fmt::format("its owner {} has just unregistered it",
+                                             describe(entry->owner)))
+                              .error());
     drop_container(entry->id);
     drop_unused_regions(0);
     commit();

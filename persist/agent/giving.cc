@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "persist/agent/server_impl.h"
@@ -62,9 +63,12 @@ Result<bool> Server::Impl::give_to_taker(ContainerEntry& entry) {
   auto gone = handover::give_away(calls);
   if (!gone && gone.error().sys_errno == EINVAL)
     gone = give_what_is_left(calls, mappings_of(entry.id));
-  if (!gone) return pass(std::move(gone).error(), "give container " + entry.name + " away");
   entry.given = true;
-  return true;
+  if (gone) return true;
+  const ClientId taker = entry.taker;
+  end_taking(entry);
+  entry.taker = taker;  // it may try again
+  return pass(std::move(gone).error(), "give container " + entry.name + " away");
 }
 
 void Server::Impl::end_taking(ContainerEntry& entry) {
@@ -72,12 +76,17 @@ void Server::Impl::end_taking(ContainerEntry& entry) {
   if (!std::exchange(entry.given, false)) return;
   const Holding* holding = custody.find(entry.name);
   if (holding == nullptr || !holding->container.valid()) return;
-  std::vector<handover::Place> places;
-  for (const Mapping& mapping : mappings_of(entry.id))
-    for (const auto& memory : holding->memory)
-      if (memory.region == mapping.region && memory.address != nullptr)
-        places.push_back({mapping.iova, mapping.size, memory.address + mapping.region_offset});
   PortCalls calls(port_of(entry.kind), holding->container);
+  std::vector<handover::Place> places;
+  for (const Mapping& mapping : mappings_of(entry.id)) {
+    const auto memory =
+        std::ranges::find(holding->memory, mapping.region, &Holding::Memory::region);
+    if (memory != holding->memory.end() && memory->address != nullptr)
+      places.push_back({mapping.iova, mapping.size, memory->address + mapping.region_offset});
+    else
+      // Nobody's, until the next one takes it; EINVAL: it has none already.
+      (void)calls.suspend(mapping.iova, mapping.size);
+  }
   if (auto back = handover::take_back(calls, places); !back)
     remember(Error(back.error()).in("take container " + entry.name + " back"));
 }

@@ -32,6 +32,7 @@ namespace {
 using Phase = Passing::Phase;
 
 constexpr uint32_t kLongest = 10 * 60 * 1000;      ///< ms
+constexpr uint32_t kMostAsked = 16;                ///< of one owner, unanswered
 constexpr uint64_t kMostMapsBytes = 256ull << 20;  ///< of /proc/PID/maps
 
 std::unexpected<Error> over(uint64_t handover) {
@@ -94,6 +95,12 @@ Result<void> Server::Impl::begin_handover(Peer& peer, const protocol::Handover& 
   if (owner == peers.end() || owner->second->closed)
     return fail(object, fmt::format("its owner {} is just going", describe(entry->owner)),
                 "try again");
+  if (owner->second->asked >= kMostAsked)
+    return refuse(Exit::kRefused, "HF-HANDOVER-BUSY", object,
+                  fmt::format("its owner {} has {} questions before it to answer",
+                              describe(entry->owner), owner->second->asked),
+                  "it has to call hf_dispatch()");
+  ++owner->second->asked;
   Passing passing;
   passing.id = next_handover++;
   passing.from = entry->client;
@@ -151,14 +158,19 @@ void Server::Impl::end_passing(ContainerEntry& entry, const Error& why) {
   entry.passing.reset();
   if (entry.taker == passing.to) entry.taker = 0;
   remember(why);
-  if (passing.phase != Phase::kAsked && passing.phase != Phase::kGiving) return;
-  if (const auto to = peers.find(passing.to); to != peers.end())
+  const auto to = peers.find(passing.to);
+  if (to == peers.end()) return;
+  if (passing.phase == Phase::kAsked || passing.phase == Phase::kGiving)
     answer_error(*to->second, why, passing.request);
+  else if (passing.taken != 0)
+    answer_error(*to->second, why, passing.taken);
 }
 
 Result<void> Server::Impl::handover_step(Peer& peer, const protocol::HandoverStep& message,
                                          uint64_t request) {
   ContainerEntry* entry = passing_of(message.handover, peer.id);
+  if (message.step == protocol::Step::kAgreed || message.step == protocol::Step::kDeclined)
+    peer.asked -= std::min(peer.asked, 1u);
   if (entry == nullptr) return over(message.handover);
   Passing& passing = *entry->passing;
   const auto acknowledge = [&] { answer(peer, protocol::Ack{}, request); };
@@ -351,18 +363,22 @@ Result<void> Server::Impl::compare_places(const Peer& peer, const ContainerEntry
   return {};
 }
 
-Result<void> Server::Impl::finish_handover(ContainerEntry& entry, Peer& peer) {
-  if (entry.passing->from != 0) {
-    // It may have ended without our having seen it.
-    const auto owner = peers.find(entry.passing->from);
-    if (owner != peers.end() && hung_up(*owner->second)) close_peer(*owner->second);
-  }
-  const Passing& passing = *entry.passing;
-  if (passing.to != peer.id || !passing.to_checked ||
-      (passing.phase != Phase::kLettingGo &&
-       !(passing.phase == Phase::kGiven && passing.from == 0)))
+Result<void> Server::Impl::taken_over(ContainerEntry& entry, Peer& peer, uint64_t request) {
+  Passing& passing = *entry.passing;
+  const bool early = passing.phase == Phase::kAsked || passing.phase == Phase::kGiving;
+  if (passing.to != peer.id || early || !passing.to_checked)
     return refuse(Exit::kRefused, "HF-HANDOVER-UNCHECKED", "container " + entry.name,
-                  "its owner has not let go of it");
+                  "it has not been said, and found right, where its memory is");
+  if (passing.taken != 0) return fail("container " + entry.name, "TAKEN was said already");
+  passing.taken = request;
+  // An owner that lives has the last word, however soon the successor has heard it.
+  if (passing.from != 0) return {};
+  return finish_handover(entry, peer);
+}
+
+Result<void> Server::Impl::finish_handover(ContainerEntry& entry, Peer& peer) {
+  const uint64_t request = entry.passing->taken;
+  entry.passing->taken = 0;
   const Manifest manifest = writer.live();
   if (const ContainerRecord* record = manifest.find(entry.name); record != nullptr) {
     Container changed = record->container;
@@ -370,8 +386,6 @@ Result<void> Server::Impl::finish_handover(ContainerEntry& entry, Peer& peer) {
     HOLDFAST_TRY(writer.update_container(changed));
   }
   const uint64_t count = writer.mapping_count(entry.id);
-  if (const auto owner = peers.find(passing.from); owner != peers.end())
-    owner->second->mappings -= std::min(owner->second->mappings, count);
   own_regions(entry, peer);
   peer.mappings += count;
   entry.client = peer.id;
@@ -381,6 +395,7 @@ Result<void> Server::Impl::finish_handover(ContainerEntry& entry, Peer& peer) {
   uncommitted = true;
   commit();
   refresh_barriers();
+  answer(peer, protocol::Ack{entry.id, count}, request);
   return {};
 }
 
@@ -404,7 +419,11 @@ void Server::Impl::owner_let_go(ContainerEntry& entry) {
     owner->second->mappings -= std::min(owner->second->mappings, writer.mapping_count(entry.id));
   passing.from = 0;
   entry.client = 0;
-  if (passing.to == 0) nobody_has(entry);
+  if (passing.to == 0) return nobody_has(entry);
+  const auto to = peers.find(passing.to);
+  if (const uint64_t request = passing.taken; request != 0 && to != peers.end())
+    if (auto finished = finish_handover(entry, *to->second); !finished)
+      answer_error(*to->second, finished.error(), request);
 }
 
 void Server::Impl::nobody_has(ContainerEntry& entry) {

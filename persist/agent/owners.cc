@@ -160,6 +160,10 @@ void Server::Impl::forget_missing() {
     if (record == nullptr || record->container.id != id) gone.emplace_back(id, entry.name);
   }
   for (const auto& [id, name] : gone) {
+    if (ContainerEntry* entry = registry.container(id); entry->passing)
+      end_passing(*entry, refuse(Exit::kRefused, "HF-HANDOVER-OVER", "container " + name,
+                                 "is not in the arena any more")
+                              .error());
     custody.drop(name);
     registry.erase_container(id);
   }
@@ -247,6 +251,10 @@ Result<void> Server::Impl::release(const std::string& name) {
   if (entry->client != 0)
     return refuse(Exit::kRefused, "HF-TAKE-OWNED", "container " + name,
                   fmt::format("its owner {} is alive", describe(entry->owner)), "end it first");
+  if (entry->passing || entry->taker != 0)
+    return refuse(Exit::kRefused, "HF-TAKE-PENDING", "container " + name,
+                  "was handed out and the taker has not confirmed yet",
+                  "wait, or end the taker: the agent then takes it back");
   switch (writer.state()) {
     case ArenaState::kFrozen:
     case ArenaState::kBroken:

@@ -32,6 +32,7 @@ struct Peer {
   // clients only
   std::optional<ring::Consumer> ring;
   UniqueFd doorbell;
+  uint32_t asked = 0;         ///< RELINQUISH that it has not answered
   uint64_t mappings = 0;      ///< applied and not undone, all containers
   uint64_t records = 0;       ///< applied
   uint64_t quiesced_for = 0;  ///< the freeze that it answered

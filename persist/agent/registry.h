@@ -35,6 +35,7 @@ struct Passing {
   Phase phase = Phase::kAsked;
   ClientId from = 0, to = 0;  ///< 0: gone, or has let go
   uint64_t request = 0;       ///< of the successor, answered with kGiven
+  uint64_t taken = 0;         ///< its TAKEN, which waits for the owner's word; 0: not said
   Clock::time_point until;
   std::string successor;  ///< for people
   bool from_checked = false, to_checked = false;

@@ -73,6 +73,7 @@ Server::Impl::~Impl() {
 
 Result<void> Server::Impl::start() {
   if (::getrandom(&session, sizeof session, 0) != sizeof session) session = 1;
+  next_handover = session;  // one that an agent before this one had begun is none of this one's
   main_epoll = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
   client_epoll = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
   timer = UniqueFd(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
@@ -125,6 +126,7 @@ Result<bool> Server::Impl::turn() {
     } else if (const auto it = peers.find(tag); it != peers.end() && !it->second->closed) {
       on_peer(*it->second);
     }
+    settle_closed();
   }
   return go_on;
 }
@@ -170,10 +172,11 @@ void Server::Impl::pump_clients(int timeout_ms) {
     Peer& peer = *it->second;
     if ((tag & kDoorbellBit) == 0) {
       on_peer(peer);
-      continue;
+    } else {
+      consume(peer.doorbell);
+      drain(peer);
     }
-    consume(peer.doorbell);
-    drain(peer);
+    settle_closed();
   }
 }
 
@@ -325,15 +328,23 @@ void Server::Impl::close_peer(Peer& peer) {
   ::epoll_ctl(epoll.get(), EPOLL_CTL_DEL, peer.socket.get(), nullptr);
   if (peer.doorbell.valid())
     ::epoll_ctl(client_epoll.get(), EPOLL_CTL_DEL, peer.doorbell.get(), nullptr);
+  closing.push_back(peer.id);
+}
+
+void Server::Impl::settle_closed() {
   // A freeze under way decides first whether the generation is sealed with or without it.
-  if (!freezing) settle(peer);
+  while (!freezing && !closing.empty()) {
+    const auto it = peers.find(closing.front());
+    closing.pop_front();
+    if (it != peers.end() && !it->second->settled) settle(*it->second);
+  }
 }
 
 void Server::Impl::sweep() {
+  settle_closed();
   for (auto it = peers.begin(); it != peers.end();) {
     Peer& peer = *it->second;
-    if (peer.closed && !peer.settled) settle(peer);
-    it = peer.closed ? peers.erase(it) : std::next(it);
+    it = peer.closed && peer.settled ? peers.erase(it) : std::next(it);
   }
 }
 

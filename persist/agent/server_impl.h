@@ -51,6 +51,7 @@ struct Server::Impl {
 
   UniqueFd listener, main_epoll, client_epoll, timer, stop_event, job_event;
   std::unordered_map<ClientId, std::unique_ptr<Peer>> peers;
+  std::deque<ClientId> closing;  ///< closed and not settled
   ClientId next_peer = 1;
   uint64_t session = 0;
 
@@ -91,7 +92,10 @@ struct Server::Impl {
               std::span<const BorrowedFd> descriptors = {});
   void answer_error(Peer& peer, const Error& error, uint64_t request);
   void tell_clients(const protocol::Message& message);
+  /// Takes no more messages of it. What it owned is settled once whoever is being served now is
+  /// done: an answer that finds no reader must not end somebody else's entry under its feet.
   void close_peer(Peer& peer);
+  void settle_closed();
   void sweep();
   void arm_timer(bool armed);
   void housekeeping();
@@ -202,6 +206,9 @@ struct Server::Impl {
   Result<void> compare_places(const Peer& peer, const ContainerEntry& entry, uint64_t count,
                               BorrowedFd list);
   [[nodiscard]] BorrowedFd memory_of(const ContainerEntry& entry, uint32_t region);
+  /// The successor says that it has the mappings. It is answered when the owner has let go, or has
+  /// taken back.
+  Result<void> taken_over(ContainerEntry& entry, Peer& peer, uint64_t request);
   Result<void> finish_handover(ContainerEntry& entry, Peer& peer);
   Result<void> give_back(Peer& peer, const protocol::GiveBack& message);
   [[nodiscard]] ContainerEntry* passing_of(uint64_t handover, ClientId owner);

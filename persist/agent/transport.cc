@@ -9,8 +9,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 
 #include "persist/base/io.h"
@@ -123,10 +125,18 @@ Result<void> send(BorrowedFd socket, const Message& message, uint64_t request,
 }
 
 Result<bool> wait_readable(BorrowedFd socket, int timeout_ms) {
-  pollfd entry{socket.get(), POLLIN, 0};
-  const int n = ::poll(&entry, 1, timeout_ms);
-  if (n < 0 && errno != EINTR) return fail_errno(errno, "socket", "poll");
-  return n > 0;
+  using Clock = std::chrono::steady_clock;
+  const auto until = Clock::now() + std::chrono::milliseconds(timeout_ms);
+  for (int left = timeout_ms;;) {
+    pollfd entry{socket.get(), POLLIN, 0};
+    const int n = ::poll(&entry, 1, left);
+    if (n >= 0) return n > 0;
+    if (errno != EINTR) return fail_errno(errno, "socket", "poll");
+    // A signal of the program's is no answer, and takes no time off.
+    if (timeout_ms >= 0)
+      left = static_cast<int>(std::max<int64_t>(
+          0, std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count()));
+  }
 }
 
 Result<UniqueFd> connect_to(const std::string& path) {

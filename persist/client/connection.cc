@@ -118,6 +118,11 @@ Result<void> establish(hf_connection& connection) {
   connection.doorbell = std::move(hands.descriptors[1]);
   connection.ring.emplace(std::move(ring));
   connection.told_lost = false;
+  // Its questions ended with the agent that asked them.
+  connection.asked.clear();
+  std::erase_if(connection.queue, [](const protocol::Message& message) {
+    return std::holds_alternative<protocol::Relinquish>(message);
+  });
   watch(connection.epoll, connection.socket);
   connection.recording = true;
   return {};

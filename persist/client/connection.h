@@ -84,6 +84,8 @@ struct hf_connection {
   std::deque<holdfast::protocol::Message> queue;
   std::list<std::unique_ptr<hf_container>> containers;
   std::list<std::unique_ptr<hf_memory>> memories;
+  /// What this program had: kept, empty, for threads that still name it.
+  std::list<std::unique_ptr<hf_container>> handed_over;
   bool told_lost = false;
   /// RELINQUISH that was delivered and is not answered, by hand-over.
   struct Asked {

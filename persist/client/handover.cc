@@ -6,8 +6,10 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <new>
 
 #include "persist/client/addresses.h"
 
@@ -110,10 +112,11 @@ Error keep(hf_connection& connection, Giving& giving, Error why) {
       out.details = {back.error().message()};
     }
   }
-  set_leaving(giving.container, false);
   const Step step = giving.given ? Step::kReturned : Step::kDeclined;
-  // An agent that has ended it already answers that; one that is gone does not.
+  // Before anything is mapped: until then the agent takes a record of it for a lie. An agent that
+  // has ended it already answers that; one that is gone does not.
   (void)tell(connection, giving, step, out.details.empty() ? why.headline() : out.message());
+  set_leaving(giving.container, false);
   return out;
 }
 
@@ -127,11 +130,21 @@ Result<void> hand_over(hf_connection& connection, Giving& giving,
     if (outcome) outcome = let_go(connection, giving);
   }
   if (!outcome) return std::unexpected(keep(connection, giving, outcome.error()));
-  // Whether the agent has heard it or not: it is the successor's.
-  (void)tell(connection, giving, Step::kHandedOver);
+  // Other threads may be about to map: to them it is a container that is being handed over, always.
+  const auto gone = std::ranges::find(connection.containers, &giving.container,
+                                      &std::unique_ptr<hf_container>::get);
+  connection.handed_over.splice(connection.handed_over.end(), connection.containers, gone);
   std::erase_if(connection.asked,
                 [&](const auto& one) { return one.second.container == &giving.container; });
-  connection.containers.remove_if([&](const auto& one) { return one.get() == &giving.container; });
+  try {
+    // Whether the agent hears it or not: it is the successor's.
+    (void)tell(connection, giving, Step::kHandedOver);
+  } catch (const std::bad_alloc&) {
+    lose(connection, "no memory");
+  }
+  giving.container.devices.clear();
+  const std::scoped_lock last(giving.container.mutex);
+  giving.container.fd.reset();
   return {};
 }
 
@@ -163,7 +176,14 @@ int hf_hand_over(hf_connection* connection, uint64_t handover, hf_error* error) 
     const auto asked = client::asked(*connection, handover);
     if (!asked) return client::unknown(error, handover);
     client::Giving giving{*asked->container, handover, asked->successor, asked->until, {}, {}};
-    return client::finish(error, client::hand_over(*connection, giving, lock));
+    try {
+      return client::finish(error, client::hand_over(*connection, giving, lock));
+    } catch (const std::bad_alloc&) {
+      // Nothing has been let go: that is the last step, and needs no memory.
+      if (!lock.owns_lock()) lock.lock();
+      return client::report(
+          error, client::keep(*connection, giving, fail("this program", "has no memory").error()));
+    }
   });
 }
 

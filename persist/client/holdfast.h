@@ -231,7 +231,8 @@ HF_API int hf_quiesced(hf_connection* connection, uint64_t freeze, int accepted,
  */
 
 /* Gives the container away and returns when the successor has it: 0, and `container` of the
- * callback is freed; this program closes its descriptors of it and unmaps nothing. Or it stays with
+ * callback is good for nothing any more (-EBUSY, until hf_close frees it); this program closes its
+ * descriptors of it and unmaps nothing. Or it stays with
  * this program, as it was (HF-HANDOVER-RETURNED, the cause says who and what; exit_code 6: some
  * mappings have no address here, DMA goes on through them). Waits, at most for the callback's
  * timeout_ms; meanwhile maps and unmaps of this container are -EBUSY, others go on. */

@@ -231,7 +231,12 @@ Result<void> decision(const Taken& taken, bool wait) {
     late.sys_errno = ETIMEDOUT;
     return std::unexpected(std::move(late));
   }
-  HOLDFAST_TRY_ASSIGN(const auto received, protocol::receive(taken.pair, false));
+  HOLDFAST_TRY_ASSIGN(auto received, protocol::receive(taken.pair, false));
+  // An end that has not read what it was sent shows first, and what it has said after it.
+  if (received.kind == protocol::Received::Kind::kClosed) {
+    auto last = protocol::receive(taken.pair, false);
+    if (last && last->kind == protocol::Received::Kind::kMessage) received = std::move(*last);
+  }
   if (received.kind != protocol::Received::Kind::kMessage) return {};
   const auto* pair = std::get_if<protocol::Pair>(&received.packet.message);
   if (pair != nullptr && pair->says == Says::kYours) return {};
@@ -304,6 +309,10 @@ Result<void> confirm(Taken& taken) {
     auto heard = client::request_ack(*taken.connection, protocol::Taken{taken.name});
     // Taken over it is this program's whether an agent hears of it now, or at the next reconnect.
     const bool later = own != all.end() && (*own)->taken_over && !taken.connection->recording;
+    if (!heard && heard.error().code == "HF-HANDOVER-RETURNED") {
+      (*own)->taken_over = false;
+      taken.over = true;
+    }
     if (!heard && !later) return std::unexpected(std::move(heard).error());
     if (heard && own != all.end()) (*own)->taken_over = false;
   }

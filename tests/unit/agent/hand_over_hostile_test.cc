@@ -3,7 +3,10 @@
 
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 
+#include <csignal>
 #include <cstring>
 
 #include "tests/unit/agent/world.h"
@@ -137,9 +140,118 @@ TEST_F(HandOverHostile, TheSuccessorCannotTakeWhatWasNotLetGo) {
   give();
   EXPECT_EQ(code(successor.ask(protocol::Taken{"vm0"})), "HF-HANDOVER-UNCHECKED");
   ASSERT_TRUE(say(successor, right()));
-  EXPECT_EQ(code(successor.ask(protocol::Taken{"vm0"})), "HF-HANDOVER-UNCHECKED");
+  // From here on the owner's word is waited for.
+  ASSERT_TRUE(protocol::send(successor.socket, protocol::Taken{"vm0"}, 78));
+  EXPECT_FALSE(must(protocol::wait_readable(successor.socket, 200)));
   ASSERT_TRUE(step(Step::kReturned, "enough"));
+  EXPECT_EQ(refusal().code, "HF-HANDOVER-RETURNED");
   expect_it_is_the_owners();
+}
+
+TEST_F(HandOverHostile, TheOwnersLastWordCountsAlsoAfterItAskedToLetGo) {
+  give();
+  ASSERT_TRUE(say(successor, right()));
+  ASSERT_TRUE(step(Step::kLettingGo));
+  ASSERT_TRUE(protocol::send(successor.socket, protocol::Taken{"vm0"}, 78));
+  ASSERT_TRUE(step(Step::kReturned, "the successor went as it was let go"));
+  EXPECT_EQ(refusal().code, "HF-HANDOVER-RETURNED");
+  expect_it_is_the_owners();
+}
+
+TEST_F(HandOverHostile, TheEndOfTheOwnerIsItsLastWord) {
+  give();
+  ASSERT_TRUE(say(successor, right()));
+  ASSERT_TRUE(protocol::send(successor.socket, protocol::Taken{"vm0"}, 78));
+  EXPECT_FALSE(must(protocol::wait_readable(successor.socket, 200))) << "it lives";
+  owner.socket.reset();
+  ASSERT_TRUE(must(protocol::wait_readable(successor.socket, 5000)));
+  const auto reply = must(protocol::receive(successor.socket, false));
+  EXPECT_TRUE(std::holds_alternative<protocol::Ack>(reply.packet.message));
+  successor.map(vm, region, 0x20000, 0x1000, 0x1000);
+  successor.ack(protocol::Sync{});
+  EXPECT_EQ(world.container("vm0")["mappings"], 3);
+}
+
+TEST_F(HandOverHostile, TwoThatAskForEachOthersAndEndTogetherHarmNobodyElse) {
+  World apart;
+  RawClient bystander(apart);
+  for (int round = 0; round < 3; ++round) {
+    auto a = std::make_unique<RawClient>(apart), b = std::make_unique<RawClient>(apart);
+    const Opened first = apart.open("0000:00:04.0"), second = apart.open("0000:00:05.0");
+    a->add_container("vm0", first);
+    b->add_container("vm1", second);
+    ASSERT_TRUE(protocol::send(a->socket, protocol::Handover{"vm1", 5000}, 1));
+    ASSERT_TRUE(protocol::send(b->socket, protocol::Handover{"vm0", 5000}, 1));
+    must(a->next());
+    must(b->next());
+    // The answer to b, when a has ended, finds no reader.
+    ASSERT_EQ(::shutdown(b->socket.get(), SHUT_RD), 0);
+    a.reset();
+    EXPECT_TRUE(apart.gone("vm0"));
+    b.reset();
+    EXPECT_TRUE(apart.gone("vm1"));
+  }
+  bystander.ack(protocol::Sync{});
+}
+
+TEST_F(HandOverHostile, AnOwnerThatUnregistersItHasAnswered) {
+  ask();
+  ASSERT_TRUE(owner.ask(protocol::Unregister{protocol::Subject::kContainer, vm}));
+  EXPECT_EQ(refusal().code, "HF-HANDOVER-DECLINED");
+}
+
+TEST_F(HandOverHostile, ABusyOwnerIsNotFloodedWithQuestions) {
+  size_t refused = 0;
+  for (int round = 0; round < 400; ++round) {
+    ASSERT_TRUE(protocol::send(successor.socket, protocol::Handover{"vm0", 5000}, 1));
+    // Answered only where it is refused.
+    const auto back = successor.ask(protocol::GiveBack{"vm0"});
+    if (!back) ++refused;
+  }
+  EXPECT_GT(refused, 300u);
+  EXPECT_EQ(owner.ack(protocol::Sync{}), 2u) << "it is connected, and was at work elsewhere";
+}
+
+TEST_F(HandOverHostile, WhatWasHandedOutIsNotReleasedUnderTheTaker) {
+  const Opened other = world.open("0000:00:05.0");
+  {
+    RawClient gone(world);
+    gone.add_container("vm1", other, 60);
+  }
+  Result<protocol::Message> taken = fail("not", "yet");
+  for (int i = 0; i < 500 && !taken; ++i) {
+    taken = successor.ask(protocol::Take{"vm1"});
+    ::usleep(10'000);
+  }
+  ASSERT_TRUE(taken);
+  EXPECT_EQ(world.refused("release", Json{{"name", "vm1"}}).code, "HF-TAKE-PENDING");
+  EXPECT_TRUE(successor.ask(protocol::Taken{"vm1"}));
+}
+
+TEST_F(HandOverHostile, AQuestionOfAnAgentIsNoneOfTheNextOnes) {
+  ask();
+  const uint64_t before = handover;
+  world.stop_agent();
+  world.start_agent();
+  RawClient again(world), wants(world);
+  vm = again.add_container("vm0", hardware);
+  ASSERT_TRUE(protocol::send(wants.socket, protocol::Handover{"vm0", 5000}, 1));
+  const auto told = must(again.next());
+  EXPECT_NE(std::get<protocol::Relinquish>(told).handover, before);
+  EXPECT_EQ(code(again.ask(protocol::HandoverStep{before, Step::kAgreed, {}})), "HF-HANDOVER-OVER");
+}
+
+TEST_F(HandOverHostile, ASignalIsNoAnswerAndNoEndOfWaiting) {
+  struct sigaction act{}, old{};
+  act.sa_handler = [](int) {};
+  ASSERT_EQ(::sigaction(SIGALRM, &act, &old), 0);
+  const itimerval soon{{0, 20'000}, {0, 20'000}}, never{};
+  ASSERT_EQ(::setitimer(ITIMER_REAL, &soon, nullptr), 0);
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_FALSE(must(protocol::wait_readable(owner.socket, 300)));
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(300));
+  ::setitimer(ITIMER_REAL, &never, nullptr);
+  ::sigaction(SIGALRM, &old, nullptr);
 }
 
 TEST_F(HandOverHostile, NothingIsLetGoToASuccessorWhoseAddressesWereNotFoundRight) {

@@ -141,6 +141,67 @@ TEST_F(HandOver, ASuccessorThatFailsAtAnyMappingLeavesAllOfThemToTheOwner) {
   }
 }
 
+/// Maps and unmaps without pause, as a vCPU thread would that is told EBUSY and tries again.
+class Mapper {
+ public:
+  explicit Mapper(Program& program) : program_(program), thread_([this] { run(); }) {}
+  ~Mapper() {
+    over_ = true;
+    thread_.join();
+  }
+  std::atomic<uint64_t> done = 0, busy = 0;
+
+ private:
+  void run() {
+    hf_mapping mapping{0x80000, 4096, 0x80000, program_.memory, HF_READ | HF_WRITE, 0};
+    while (!over_) {
+      hf_error error{};
+      if (hf_map(program_.container, &mapping, program_.view.data() + 0x80000, &error) != 0) {
+        ++busy;
+        continue;
+      }
+      ++done;
+      while (!over_ && hf_unmap(program_.container, 0x80000, 4096, nullptr, &error) != 0) ++busy;
+    }
+  }
+  Program& program_;
+  std::atomic<bool> over_ = false;
+  std::thread thread_;
+};
+
+TEST_F(HandOver, AThreadThatTriesToMapAllTheWhileHarmsNeitherAFailedOneNorAnother) {
+  Mapper mapper(*owner);
+  for (int round = 0; round < 5; ++round) {
+    handed = kNotYet;
+    ASSERT_EQ(ask_for_it(), 0) << text(successor->error);
+    hf_taken_free(std::exchange(successor->taken, nullptr));
+    ASSERT_TRUE(eventually([this] { return handed != kNotYet; }));
+    const uint64_t before = mapper.done;
+    EXPECT_TRUE(eventually([&] { return mapper.done > before; })) << "it maps again";
+    EXPECT_EQ(hf_is_connected(owner->connection), 1) << "what it mapped then was no lie";
+  }
+  EXPECT_EQ(owner->sync(), 0) << text(owner->error);
+  handed = kNotYet;
+  ASSERT_EQ(ask_for_it(), 0) << text(successor->error);
+  ASSERT_EQ(confirm(), 0) << text(successor->error);
+  ASSERT_TRUE(eventually([this] { return handed != kNotYet; }));
+  EXPECT_EQ(handed, 0) << text(said);
+  const uint64_t before = mapper.busy;
+  EXPECT_TRUE(eventually([&] { return mapper.busy > before + 100; })) << "EBUSY, for ever";
+}
+
+TEST_F(HandOver, BothComeBackToTheNextAgentWithTheirMemory) {
+  ASSERT_EQ(ask_for_it(), 0) << text(successor->error);
+  ASSERT_EQ(confirm(), 0) << text(successor->error);
+  expect_the_successor_has_it();
+  close_office();
+  open_office();
+  EXPECT_EQ(owner->reconnect(), 0) << text(owner->error);
+  EXPECT_EQ(successor->reconnect(), 0) << text(successor->error);
+  EXPECT_EQ(successor->resync({0x1000, 0x9000}), 0) << text(successor->error);
+  EXPECT_THAT(iovas(recorded("vm0")), ElementsAre(0x1000, 0x9000));
+}
+
 TEST_F(HandOver, WhatCannotBeTakenBackIsSaidAndTheNextHandOverBeginsWithIt) {
   ASSERT_EQ(ask_for_it(), 0) << text(successor->error);
   owner->before_resume = [](uint64_t iova) { return iova == kIovas[1] ? -ENOMEM : 0; };
