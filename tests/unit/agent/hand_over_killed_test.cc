@@ -207,6 +207,8 @@ class Line {
     thread_.join();
   }
 
+  std::atomic<bool> ended = false;  ///< the agent has, and all of it
+
  private:
   void serve() {
     while (!over_) {
@@ -230,6 +232,7 @@ class Line {
     const auto& header = received->packet.header;
     if (up && header.type == static_cast<uint16_t>(cut_)) {
       end_();
+      ended = true;
       return false;
     }
     const std::vector<BorrowedFd> with(received->descriptors.begin(), received->descriptors.end());
@@ -255,6 +258,7 @@ TEST_F(HandOverKilled, TheAgentAfterTheOwnerHasLetGo) {
   EXPECT_EQ(next_mark(), Mark::kHandedOver);
   EXPECT_EQ(locked(::getpid()), 3 * 4096u);
   EXPECT_EQ(locked(child), 0u);
+  ASSERT_TRUE(eventually([&line] { return line.ended.load(); }));
   EXPECT_EQ(hf_is_connected(successor->connection), 0);
   EXPECT_EQ(successor->map(0x9000), 0) << text(successor->error);
   // The next agent knows it as the old owner's, who lives; the new one says how it came to it.

@@ -203,14 +203,15 @@ TEST_F(HandOver, BothComeBackToTheNextAgentWithTheirMemory) {
 }
 
 TEST_F(HandOver, WhatCannotBeTakenBackIsSaidAndTheNextHandOverBeginsWithIt) {
-  ASSERT_EQ(ask_for_it(), 0) << text(successor->error);
   owner->before_resume = [](uint64_t iova) { return iova == kIovas[1] ? -ENOMEM : 0; };
+  ASSERT_EQ(ask_for_it(), 0) << text(successor->error);
   hf_taken_free(std::exchange(successor->taken, nullptr));
   ASSERT_TRUE(eventually([this] { return handed != kNotYet; }));
   EXPECT_EQ(said.exit_code, 6) << text(said);
   EXPECT_THAT(text(said),
               AllOf(HasSubstr("HF-HANDOVER-RETURNED"), HasSubstr("1 of 3 mappings have no address"),
                     HasSubstr("DMA goes on")));
+  listen(false);
   owner->before_resume = {};
   handed = kNotYet;
   ASSERT_EQ(ask_for_it(), 0) << text(successor->error);
