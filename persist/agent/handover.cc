@@ -210,9 +210,9 @@ Result<void> Server::Impl::handover_step(Peer& peer, const protocol::HandoverSte
       if (passing.phase != Phase::kGiven) return out_of_turn(message.step);
       if (passing.to == 0 || !passing.to_checked)
         return refuse(Exit::kRefused, "HF-HANDOVER-UNCHECKED", object,
-                      passing.to == 0
-                          ? passing.successor + " is gone"
-                          : passing.successor + " has not said where it has the memory");
+                      passing.to == 0 ? passing.successor + " is gone"
+                                      : passing.successor + " has not said where it has the memory",
+                      "take it back; whoever wants it asks anew");
       passing.phase = Phase::kLettingGo;
       acknowledge();
       return {};
@@ -368,7 +368,8 @@ Result<void> Server::Impl::taken_over(ContainerEntry& entry, Peer& peer, uint64_
   const bool early = passing.phase == Phase::kAsked || passing.phase == Phase::kGiving;
   if (passing.to != peer.id || early || !passing.to_checked)
     return refuse(Exit::kRefused, "HF-HANDOVER-UNCHECKED", "container " + entry.name,
-                  "it has not been said, and found right, where its memory is");
+                  "it has not been said, and found right, where its memory is",
+                  "ADDRESSES first: hf_set_address(), then hf_taken_confirm()");
   if (passing.taken != 0) return fail("container " + entry.name, "TAKEN was said already");
   passing.taken = request;
   // An owner that lives has the last word, however soon the successor has heard it.

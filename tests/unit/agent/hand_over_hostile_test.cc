@@ -153,8 +153,10 @@ TEST_F(HandOverHostile, TheOwnersLastWordCountsAlsoAfterItAskedToLetGo) {
   ASSERT_TRUE(say(successor, right()));
   ASSERT_TRUE(step(Step::kLettingGo));
   ASSERT_TRUE(protocol::send(successor.socket, protocol::Taken{"vm0"}, 78));
+  EXPECT_FALSE(must(protocol::wait_readable(successor.socket, 200)));
   ASSERT_TRUE(step(Step::kReturned, "the successor went as it was let go"));
   EXPECT_EQ(refusal().code, "HF-HANDOVER-RETURNED");
+  EXPECT_FALSE(successor.ask(protocol::Taken{"vm0"}));
   expect_it_is_the_owners();
 }
 
