@@ -115,6 +115,10 @@ Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& receiv
     return acknowledge(Ack{typed->count, 0});
   }
   if (auto* typed = std::get_if<Incomplete>(&message)) {
+    if (typed->container == 0 && peer.recorded) {
+      peer.unrecorded = typed->why;
+      return acknowledge(Ack{});
+    }
     HOLDFAST_TRY_ASSIGN(ContainerEntry * entry, own_container(peer, typed->container));
     Registry::mark_incomplete(*entry, "its owner says: " + typed->why);
     return acknowledge(Ack{});
@@ -124,6 +128,17 @@ Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& receiv
     HOLDFAST_TRY(set_hold(*entry, typed->seconds));
     return acknowledge(Ack{});
   }
+  if (auto* typed = std::get_if<Recorded>(&message)) return acknowledge(set_recorded(peer, *typed));
+  if (std::holds_alternative<Reattach>(message)) {
+    HOLDFAST_TRY(expect_descriptors(descriptors, 1, "REATTACH"));
+    return acknowledge(reattach(peer, descriptors.front()));
+  }
+  if (auto* typed = std::get_if<UnregisterDevice>(&message)) {
+    HOLDFAST_TRY(expect_descriptors(descriptors, 1, "UNREGISTER_DEVICE"));
+    return acknowledge(unregister_device(peer, *typed, descriptors.front()));
+  }
+  if (auto* typed = std::get_if<RegisterAnonymous>(&message))
+    return acknowledge(register_anonymous(peer, *typed));
   if (auto* typed = std::get_if<Take>(&message)) {
     return take_unowned(peer, typed->name, request);
   }
@@ -187,6 +202,7 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
   if (auto checked = serving->check_container(given); !checked)
     return wrong_descriptor(object, checked.error());
   HOLDFAST_TRY_ASSIGN(const kernel::ContainerLimits limits, serving->limits(given));
+  if (peer.recorded) HOLDFAST_TRY(check_shared(peer, given));
 
   ContainerEntry* known = registry.container(message.name);
   if (known != nullptr && known->client != 0) {
@@ -236,6 +252,7 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
   entry.client = peer.id;
   entry.owner = peer.who.owner;
   entry.hold_seconds = message.hold_seconds;
+  entry.recorded = peer.recorded;
   registry.add(std::move(entry));
   if (known != nullptr) peer.mappings += writer.mapping_count(container.id);
   uncommitted = true;

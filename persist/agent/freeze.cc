@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "persist/agent/freeze_run.h"
+#include "persist/agent/stop.h"
 
 namespace holdfast::agent {
 namespace {
@@ -70,6 +71,7 @@ Result<void> Server::Impl::FreezeRun::gather() {
                       fmt::format("is mapped, and {} memory does not outlive the kernel",
                                   kind_name(region.kind)),
                       "keep it in devdax, pmem or a preserved memfd");
+  HOLDFAST_TRY(find_stops());
   return complete();
 }
 
@@ -130,6 +132,10 @@ Result<void> Server::Impl::FreezeRun::quiesce() {
       return refuse(Exit::kFailed, "HF-FREEZE-QUIESCE", client_line(*item.entry),
                     "is gone and cannot stop its devices; thawed",
                     fmt::format("holdfast release {}", item.entry->name));
+    if (peer->second->recorded)
+      return refuse(Exit::kFailed, "HF-FREEZE-QUIESCE", client_line(*item.entry),
+                    "knows nothing of Holdfast and cannot stop its devices; thawed",
+                    "end it; what is to be remapped uses libholdfast");
   }
   for (auto& [id, peer] : agent.peers)
     if (!peer->closed && !agent.registry.containers_of(id).empty() && peer->ring)
@@ -253,6 +259,7 @@ Result<void> Server::Impl::FreezeRun::run() {
   HOLDFAST_TRY(quiesce());
   step("quiesce");
   HOLDFAST_TRY(close_barrier());
+  HOLDFAST_TRY(stop_recorded());
   step("barrier");
   HOLDFAST_TRY(last_records());
   step("drain");
@@ -264,6 +271,7 @@ Result<void> Server::Impl::FreezeRun::run() {
     step("quiesce");
   }
   const auto places = pagetable::places(agent.writer.live().regions);
+  for (auto& item : items) HOLDFAST_TRY(cross_check(item));
   for (auto& item : items) HOLDFAST_TRY(compare(item, places));
   step("compare");
   HOLDFAST_TRY(evidence());
@@ -279,6 +287,7 @@ void Server::Impl::FreezeRun::take_back(const Error& why) {
   agent.freezing = false;
   agent.barrier = ring::Barrier::kOpen;
   agent.refresh_barriers();
+  for (const auto& group : stopped) resume_group(group);
   if (told) agent.tell_clients(protocol::Thawed{number, why.headline()});
 }
 
@@ -299,6 +308,7 @@ Result<FreezeReport> Server::Impl::freeze(const FreezeOptions& asked) {
     return pass(std::move(outcome).error(), "freeze");
   }
   freezing = false;
+  stopped_groups = run.stopped;
   tell_clients(protocol::Frozen{run.number, run.report.generation});
   run.report.total_ns = static_cast<uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - run.begun).count());

@@ -28,7 +28,10 @@ Result<bool> decide(Policy policy, const kernel::Capabilities& capabilities,
   require(missing, "holding mappings in the kernel", capabilities.hold);
   require(missing, "reading live page tables", capabilities.read_tables);
   for (const auto& candidate : candidates) {
-    if (candidate.kind == ContainerKind::kType1 || candidate.kind == ContainerKind::kIommufd)
+    if (candidate.kind == ContainerKind::kType1)
+      missing.push_back(
+          fmt::format("container {}: not adoptable: container was not opted in", candidate.name));
+    if (candidate.kind == ContainerKind::kIommufd)
       missing.push_back(fmt::format(
           "container {}: is not of the kind whose tables outlive the kernel", candidate.name));
     if (!candidate.has_descriptor)

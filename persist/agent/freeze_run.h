@@ -45,6 +45,7 @@ struct Server::Impl::FreezeRun {
   FreezeReport report;
   std::vector<Item> items;
   std::vector<std::unique_ptr<std::byte[]>> cleared;  ///< pages that captured() changed
+  std::vector<std::string> stopped;                   ///< cgroups of recorded programs
   uint64_t number = 0;
   bool told = false;       ///< clients were asked to quiesce, or met the barrier
   bool made_room = false;  ///< the one checkpoint that a freeze does by itself is done
@@ -90,6 +91,12 @@ struct Server::Impl::FreezeRun {
   Result<void> seal();
   Result<void> run();
   void take_back(const Error& why);
+
+  // -- recorded.cc
+  /// Before anything stops: whether every recorded program can be stopped.
+  [[nodiscard]] Result<void> find_stops();
+  Result<void> stop_recorded();
+  Result<void> cross_check(Item& item);
 
   // -- freeze_tables.cc
   /// Finds a container's tables, or `problem`.

@@ -95,6 +95,11 @@ Result<void> Server::Impl::begin_handover(Peer& peer, const protocol::Handover& 
   if (owner == peers.end() || owner->second->closed)
     return fail(object, fmt::format("its owner {} is just going", describe(entry->owner)),
                 "try again");
+  if (owner->second->recorded)
+    return refuse(Exit::kRefused, "HF-HANDOVER-DECLINED", object,
+                  fmt::format("its owner {} knows nothing of Holdfast and cannot give it away",
+                              describe(entry->owner)),
+                  "end it first");
   if (owner->second->asked >= kMostAsked)
     return refuse(Exit::kRefused, "HF-HANDOVER-BUSY", object,
                   fmt::format("its owner {} has {} questions before it to answer",

@@ -28,7 +28,48 @@ uint64_t pinned_bytes(const arena::Writer& writer, uint32_t container) {
   return sum;
 }
 
+/// What is said of an unmodified program's container.
+void add_recorded_findings(Json& findings, const ContainerEntry& entry, uint64_t anonymous) {
+  const std::string object = "container " + entry.name;
+  if (anonymous != 0)
+    findings.push_back(
+        finding("warning", "HF-FREEZE-MEMORY", object,
+                fmt::format("{} bytes of it are the program's own memory (anonymous), which cannot "
+                            "outlive it: freeze refuses",
+                            anonymous),
+                "let the program use memory of a file: devdax, or a hugetlbfs or memfd within one "
+                "kernel"));
+  if (entry.kind == ContainerKind::kType1)
+    findings.push_back(finding("warning", "HF-FREEZE-NO-ADOPT", object,
+                               "not adoptable: container was not opted in",
+                               "start it with: holdfast record --preserve"));
+}
+
 }  // namespace
+
+void Server::Impl::add_recorded(Json& line, Json& findings, const ContainerEntry& entry) const {
+  uint64_t anonymous = 0;
+  writer.for_each(entry.id, [&](const Mapping& mapping) {
+    const auto region = registry.regions().find(mapping.region);
+    if (region != registry.regions().end() && region->second.kind == RegionKind::kAnonymous)
+      anonymous += mapping.size;
+    return true;
+  });
+  line["recorded"] = true;
+  line["anonymous_bytes"] = anonymous;
+  const auto peer = peers.find(entry.client);
+  if (peer != peers.end() && !peer->second->unstoppable.empty()) {
+    line["unstoppable"] = peer->second->unstoppable;
+    findings.push_back(finding("warning", "HF-FREEZE-STOP", "container " + entry.name,
+                               "its program cannot be stopped: " + peer->second->unstoppable,
+                               "freeze refuses until it is started where a cgroup can be made"));
+  }
+  if (peer != peers.end() && !peer->second->unrecorded.empty())
+    findings.push_back(finding("warning", "HF-FREEZE-INCOMPLETE", "container " + entry.name,
+                               "its program does more: " + peer->second->unrecorded,
+                               "freeze refuses until it ends"));
+  add_recorded_findings(findings, entry, anonymous);
+}
 
 void Server::Impl::load_events() {
   auto reader = arena::Reader::open(writer.header().path);
@@ -121,6 +162,7 @@ Json Server::Impl::health() const {
     line["custody"] = why ? why_name(*why) : "none";
     line["hold_seconds"] = entry.hold_seconds;
     line["incomplete"] = entry.incomplete;
+    if (entry.recorded) add_recorded(line, findings, entry);
     if (why && *why != Custody::Why::kOwned) {
       const uint64_t pinned = pinned_bytes(writer, id);
       line["pinned_bytes"] = pinned;

@@ -54,11 +54,13 @@ void Server::Impl::settle(Peer& peer) {
   const bool mid_call = peer.ring && peer.ring->in_flight() != 0;
   for (const uint32_t id : registry.containers_of(peer.id)) {
     ContainerEntry& entry = *registry.container(id);
+    const bool goes_on = peer.recorded && runs_on(entry);
     entry.client = 0;
+    close_intents(entry);
     if (mid_call)
       Registry::mark_incomplete(entry, "its owner went away in the middle of a map or unmap");
     custody.set_why(entry.name, Custody::Why::kHeld);
-    owner_gone(id);
+    if (!goes_on) owner_gone(id);
   }
   drop_unused_regions(peer.id);
   commit();
@@ -78,6 +80,7 @@ void Server::Impl::reap() {
   std::vector<uint32_t> over;
   for (auto& [id, entry] : registry.containers()) {
     if (entry.client != 0 || entry.taker != 0 || entry.passing || !may_record(entry)) continue;
+    if (entry.runs_on && runs_on(entry)) continue;
     const auto why = custody.why(entry.name);
     if (why == Custody::Why::kRestored) continue;
     if (entry.expires) {

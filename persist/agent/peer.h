@@ -30,6 +30,11 @@ struct Peer {
   Clock::time_point since = Clock::now();
 
   // clients only
+  /// Stands for an unmodified program (RECORDED): nothing is asked of it, it is stopped.
+  bool recorded = false;
+  std::string stop_group;   ///< the cgroup that it is stopped by; empty: it cannot be
+  std::string unstoppable;  ///< why it cannot be stopped; empty: it can
+  std::string unrecorded;   ///< what it does that is not recorded; not empty: freeze refuses
   std::optional<ring::Consumer> ring;
   UniqueFd doorbell;
   uint32_t asked = 0;         ///< RELINQUISH that it has not answered

@@ -185,6 +185,14 @@ std::string_view type_name(MessageType type) {
       return "GIVE_BACK";
     case MessageType::kPair:
       return "PAIR";
+    case MessageType::kRecorded:
+      return "RECORDED";
+    case MessageType::kReattach:
+      return "REATTACH";
+    case MessageType::kUnregisterDevice:
+      return "UNREGISTER_DEVICE";
+    case MessageType::kRegisterAnonymous:
+      return "REGISTER_ANONYMOUS";
     case MessageType::kControl:
       return "CONTROL";
     case MessageType::kProgress:

@@ -57,6 +57,10 @@ enum class MessageType : uint16_t {
   kFrozen = 22,
   kThawed = 23,
   kHold = 24,
+  kRecorded = 25,
+  kReattach = 26,
+  kUnregisterDevice = 27,
+  kRegisterAnonymous = 28,
   kControl = 30,
   kProgress = 31,
   kResult = 32,
@@ -190,7 +194,7 @@ struct Resync {
 /// The client lost records of this container: freeze refuses until RESYNC. Answer: ACK{}.
 struct Incomplete {
   static constexpr MessageType kType = MessageType::kIncomplete;
-  uint32_t container = 0;
+  uint32_t container = 0;  ///< 0: the program as a whole does what is not recorded, until it ends
   std::string why;
   bool operator==(const Incomplete&) const = default;
   void fields(auto& visit) { visit(container), visit(why); }
@@ -380,6 +384,48 @@ struct Pair {
   void fields(auto& visit) { visit(says), visit(why); }
 };
 
+/// How a program that cannot agree to a freeze is made to hold still.
+enum class Stop : uint32_t {
+  kNone = 0,    ///< it cannot be: `why` says it, and freeze refuses
+  kCgroup = 1,  ///< it was started in a cgroup of its own, which the agent finds by its pid
+};
+/// First message of the recorder: this peer stands for an unmodified program. Nothing is sent to it
+/// unasked. Answer: ACK{}.
+struct Recorded {
+  static constexpr MessageType kType = MessageType::kRecorded;
+  Stop stop = Stop::kNone;
+  std::string why;
+  bool operator==(const Recorded&) const = default;
+  void fields(auto& visit) { visit(stop), visit(why); }
+};
+
+/// Descriptor: a container that this process had registered before it executed another program.
+/// Answer: ACK{id, mappings recorded}.
+struct Reattach {
+  static constexpr MessageType kType = MessageType::kReattach;
+  uint32_t flags = 0;
+  bool operator==(const Reattach&) const = default;
+  void fields(auto& visit) { visit(flags); }
+};
+
+/// Descriptor: the device, which its owner is about to close. Custody of it and of its group ends
+/// before the answer. Answer: ACK{devices left}.
+struct UnregisterDevice {
+  static constexpr MessageType kType = MessageType::kUnregisterDevice;
+  uint32_t container = 0;
+  bool operator==(const UnregisterDevice&) const = default;
+  void fields(auto& visit) { visit(container); }
+};
+
+/// The address space of the sender, as memory without a descriptor: a mapping's offset in it is its
+/// virtual address. Answer: ACK{region id, length}.
+struct RegisterAnonymous {
+  static constexpr MessageType kType = MessageType::kRegisterAnonymous;
+  std::string name;
+  bool operator==(const RegisterAnonymous&) const = default;
+  void fields(auto& visit) { visit(name); }
+};
+
 /// The JSON text is not in the message but is the whole of the first descriptor, a memfd.
 inline constexpr uint32_t kJsonInDescriptor = 1;
 
@@ -397,11 +443,11 @@ using Control = ControlMessage<MessageType::kControl>;
 using Progress = ControlMessage<MessageType::kProgress>;
 using ControlResult = ControlMessage<MessageType::kResult>;
 
-using Message =
-    std::variant<Hello, Welcome, ErrorMessage, Ack, RegisterContainer, RegisterDevice,
-                 RegisterMemory, Unregister, Sync, Resync, Incomplete, Take, TakeReply, Taken,
-                 Quiesce, Quiesced, Frozen, Thawed, Hold, Handover, Relinquish, HandoverStep, Give,
-                 Addresses, GiveBack, Pair, Control, Progress, ControlResult>;
+using Message = std::variant<Hello, Welcome, ErrorMessage, Ack, RegisterContainer, RegisterDevice,
+                             RegisterMemory, Unregister, Sync, Resync, Incomplete, Take, TakeReply,
+                             Taken, Quiesce, Quiesced, Frozen, Thawed, Hold, Handover, Relinquish,
+                             HandoverStep, Give, Addresses, GiveBack, Pair, Recorded, Reattach,
+                             UnregisterDevice, RegisterAnonymous, Control, Progress, ControlResult>;
 
 struct Packet {
   Header header;

@@ -136,7 +136,13 @@ void Server::Impl::apply(Peer& peer, const ring::Record& record) {
                                .error());
   if (!may_record(*entry)) return late_record(peer, record);
   Result<void> outcome;
-  switch (static_cast<ring::Op>(record.op)) {
+  const auto op = static_cast<ring::Op>(record.op);
+  if (op == ring::Op::kIntentMap || op == ring::Op::kIntentUnmap)
+    return note_intent(*entry, record);
+  entry->intent.reset();
+  switch (op) {
+    case ring::Op::kFailed:
+      return;
     case ring::Op::kMap: {
       if ((record.access & ring::kLeaveBehind) != 0) {
         // It is not there for the next kernel: nothing to restore, nothing to compare.

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "persist/agent/ring.h"
 #include "persist/base/unique_fd.h"
 #include "persist/model/container.h"
 #include "persist/model/generation.h"
@@ -58,6 +59,14 @@ struct ContainerEntry {
   ClientId taker = 0;
   /// Its mappings have no address, or the taker's: it has said where it has the memory.
   bool given = false;
+  /// Of an unmodified program.
+  bool recorded = false;
+  /// A recorded owner ended its connection and still has the container open: it runs another
+  /// program now, since when.
+  std::optional<Clock::time_point> runs_on;
+  /// What a recorded owner is about to do, and what it was about to do and never said how it ended.
+  std::optional<ring::Record> intent;
+  std::vector<ring::Record> unresolved;
   /// What is mapped but left behind by a kexec: it is not in the record, and not compared with it.
   pagetable::IovaSet behind;
   std::optional<Passing> passing;

@@ -27,18 +27,27 @@
 
 namespace holdfast::ring {
 
-enum class Op : uint32_t { kMap = 1, kUnmap = 2, kUnmapAll = 3 };
+enum class Op : uint32_t {
+  kMap = 1,
+  kUnmap = 2,
+  kUnmapAll = 3,
+  // Of a recorded program, around each of its calls on a container: what it is about to do, then
+  // kMap, kUnmap, kUnmapAll or kFailed. An intent without a result blocks freeze.
+  kIntentMap = 4,
+  kIntentUnmap = 5,
+  kFailed = 6,  ///< nothing was changed
+};
 
-/// What the client's kernel call did, after it succeeded.
+/// What the client's kernel call did, after it succeeded; or is about to do.
 struct Record {
   uint64_t sequence = 0;          // 0: number of this record since the ring was made, from 0
   uint32_t op = 0;                // 8: Op
   uint32_t container = 0;         // 12: Container::id
   uint64_t iova = 0;              // 16: bytes
   uint64_t size = 0;              // 24: bytes
-  uint64_t region_offset = 0;     // 32: bytes; kMap only
-  uint32_t region = 0;            // 40: Region::id; kMap only
-  uint32_t access = 0;            // 44: Access bits, kLeaveBehind; kMap only
+  uint64_t region_offset = 0;     // 32: bytes; kMap, kIntentMap
+  uint32_t region = 0;            // 40: Region::id; kMap, kIntentMap
+  uint32_t access = 0;            // 44: Access bits, kLeaveBehind; likewise
   uint64_t reserved[2] = {0, 0};  // 48: zero
 };
 static_assert(sizeof(Record) == 64);
@@ -157,6 +166,9 @@ class Producer {
   }
 
   void count_lost(uint32_t container) { client().lost[container % kLostCounters].fetch_add(1); }
+
+  /// Before a push, where processes share the ring over fork(2) and take turns under one lock.
+  void catch_up() { head_ = client().head.load(std::memory_order_acquire); }
 
   [[nodiscard]] Barrier barrier() const { return static_cast<Barrier>(agent().barrier.load()); }
   [[nodiscard]] uint64_t pushed() const { return head_; }

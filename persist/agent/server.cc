@@ -314,7 +314,7 @@ void Server::Impl::answer_error(Peer& peer, const Error& error, uint64_t request
 
 void Server::Impl::tell_clients(const protocol::Message& message) {
   for (auto& [id, peer] : peers)
-    if (peer->greeted && !peer->closed && peer->role == protocol::Role::kClient)
+    if (peer->greeted && !peer->closed && peer->role == protocol::Role::kClient && !peer->recorded)
       answer(*peer, message, 0);
 }
 

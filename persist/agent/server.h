@@ -28,7 +28,7 @@ struct Quotas {
   uint32_t clients_per_uid = 256;
   uint32_t containers_per_client = 32;
   uint32_t devices_per_container = 16;
-  uint32_t regions_per_client = 64;
+  uint32_t regions_per_client = 1024;  ///< a program may have a file for each huge page
   uint64_t mappings_per_client = 4'000'000;
   uint32_t max_hold_seconds = 24 * 3600;
 };
@@ -45,6 +45,9 @@ struct ServerOptions {
   bool background_checkpoints = true;
   Quotas quotas;
 };
+
+/// The length of the memory that stands for an address space: RegisterAnonymous.
+inline constexpr uint64_t kAddressSpaceBytes = 1ull << 56;
 
 /// A control request as its handler sees it.
 struct Request {

@@ -5,7 +5,7 @@
 //   clients.cc    messages of libholdfast clients         owners.cc     death, hold, take, release
 //   handover.cc   from one live owner to the next         giving.cc     from the agent to a taker
 //   verbs.cc      built-in verbs   files_verbs.cc files/  health.cc     health and events
-//   freeze*.cc    freeze and thaw
+//   recorded.cc   unmodified programs       freeze*.cc   freeze and thaw
 // Clients sit in an epoll of their own inside the main one, so that freeze can go on listening to
 // them (QUIESCED, doorbells) while control requests wait.
 
@@ -76,6 +76,7 @@ struct Server::Impl {
   uint64_t next_freeze = 1;
   uint64_t next_handover = 1;
   std::optional<FreezeReport> last_freeze;
+  std::vector<std::string> stopped_groups;  ///< by the freeze that stands
   Clock::time_point next_housekeeping = Clock::now();
 
   // -- server.cc
@@ -221,8 +222,29 @@ struct Server::Impl {
   void leave_handover(ContainerEntry& entry, ClientId who);
   void expire_handovers();
 
+  // -- recorded.cc
+  Result<protocol::Ack> set_recorded(Peer& peer, const protocol::Recorded& message);
+  Result<protocol::Ack> reattach(Peer& peer, BorrowedFd descriptor);
+  /// Refuses a container that another client has, and marks it: two programs use it.
+  Result<void> check_shared(const Peer& peer, BorrowedFd descriptor);
+  Result<protocol::Ack> unregister_device(Peer& peer, const protocol::UnregisterDevice& message,
+                                          BorrowedFd descriptor);
+  Result<protocol::Ack> register_anonymous(Peer& peer, const protocol::RegisterAnonymous& message);
+  static void note_intent(ContainerEntry& entry, const ring::Record& record);
+  /// An intent whose result can come no more becomes unresolved.
+  static void close_intents(ContainerEntry& entry);
+  [[nodiscard]] std::vector<BorrowedFd> descriptors_of(const ContainerEntry& entry);
+  /// Whether the owner, whose connection has ended, lives and has it open still: it has executed
+  /// another program.
+  bool runs_on(ContainerEntry& entry);
+  /// Whether any mapping lies within the range.
+  [[nodiscard]] bool is_recorded(uint32_t container, uint64_t iova, uint64_t size) const;
+  /// Lets every program go on that a freeze has stopped, one of an agent before this one included.
+  void resume_recorded();
+
   // -- health.cc
   [[nodiscard]] Json health() const;
+  void add_recorded(Json& line, Json& findings, const ContainerEntry& entry) const;
   void remember(const Error& error, uint32_t uid = 0);
   void remember(Event event, uint32_t uid = 0);
   void load_events();

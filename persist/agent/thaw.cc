@@ -27,6 +27,7 @@ Result<void> Server::Impl::thaw() {
   HOLDFAST_TRY(writer.thaw());
   hold_all(false);
   refresh_barriers();
+  resume_recorded();
   tell_clients(protocol::Thawed{next_freeze - 1, "holdfast thaw"});
   forget_missing();
   reap();

@@ -139,6 +139,7 @@ void Server::Impl::add_builtin_verbs(Server& server) {
     HOLDFAST_TRY(writer.discard());
     hold_all(false);
     refresh_barriers();
+    resume_recorded();
     tell_clients(protocol::Thawed{0, "holdfast discard"});
     forget_missing();
     reap();

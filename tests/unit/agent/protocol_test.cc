@@ -60,6 +60,10 @@ std::vector<Message> samples() {
           Addresses{7, 100},
           GiveBack{"vm0"},
           Pair{Pair::Says::kNo, "no memory"},
+          Recorded{Stop::kNone, "no cgroup"},
+          Reattach{},
+          UnregisterDevice{7},
+          RegisterAnonymous{"vm0.anonymous"},
           control,
           progress,
           result};

@@ -45,6 +45,7 @@ class World {
 
   [[nodiscard]] const std::string& socket() const { return socket_; }
   [[nodiscard]] const std::string& arena() const { return arena_; }
+  [[nodiscard]] std::string kernel_socket() const { return scratch_.file("kernel.sock"); }
   [[nodiscard]] sim::SimPort& port() { return *port_; }
 
   /// Ends the agent in good order, or brings up another on the same arena and socket.
