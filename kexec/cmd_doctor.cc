@@ -72,10 +72,30 @@ Finding agent_finding(const Context& context) {
   return out;
 }
 
+// What stands in the way of a freeze where an unmodified program's container is concerned: nobody
+// but the operator can do something about it.
+std::vector<Finding> recorded_findings(const Json& health) {
+  std::vector<Finding> out;
+  for (const auto& container : health.value("containers", Json::array())) {
+    if (!container.value("recorded", false)) continue;
+    const std::string object = "container " + container.value("name", std::string());
+    for (const auto& found : health.value("findings", Json::array()))
+      if (found.value("object", std::string()) == object)
+        out.push_back({object, Status::kMissing, false, found.value("cause", std::string()),
+                       found.value("remedy", std::string())});
+  }
+  return out;
+}
+
 }  // namespace
 
 std::vector<Finding> service_findings(const Context& context) {
-  return {arena_finding(context), agent_finding(context)};
+  std::vector<Finding> out = {arena_finding(context), agent_finding(context)};
+  auto agent = find_agent(context);
+  if (!agent || !*agent) return out;
+  if (const auto health = ask(context, **agent, "health"))
+    for (auto& finding : recorded_findings(*health)) out.push_back(std::move(finding));
+  return out;
 }
 
 void add_doctor(CLI::App& app, Context& context) {

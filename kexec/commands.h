@@ -25,6 +25,7 @@ void add_release(CLI::App& app, Context& context);
 void add_mount(CLI::App& app, Context& context);
 void add_doctor(CLI::App& app, Context& context);
 void add_bundle(CLI::App& app, Context& context);
+void add_record(CLI::App& app, Context& context);
 void add_version(CLI::App& app, Context& context);
 void add_demo(CLI::App& app, Context& context);
 

@@ -55,9 +55,11 @@ std::optional<Obstacle> against_adopt(const PlanInput& input, const ContainerRec
                                 can.kernel_release, answer_text(can.preserved_tables)),
                     can.preserved_tables.remedy};
   if (record.container.kind == ContainerKind::kType1)
-    return Obstacle{Exit::kUnsupported, "HF-ADOPT-NOT-PRESERVED",
-                    "it was opened as a plain type1 container, whose tables end with their kernel",
-                    "its owner opens a preserved container before the next freeze"};
+    return Obstacle{
+        Exit::kUnsupported, "HF-ADOPT-NOT-PRESERVED",
+        "not adoptable: container was not opted in; the tables of a plain type1 container "
+        "end with their kernel",
+        "its owner opts in before the next freeze (hf_opt_in, holdfast record --preserve)"};
   if (record.container.evidence != Evidence::kTables)
     return Obstacle{Exit::kUnsupported, "HF-ADOPT-NO-EVIDENCE",
                     "no page tables were kept at the freeze (evidence none); without them nothing "
