@@ -57,7 +57,7 @@ TEST_F(Prefix, HoldsEveryFileAndItsTextsSpeakOfIt) {
         kLib + "/libholdfast.so", kLib + "/libholdfast.so.0", kLib + "/pkgconfig/holdfast.pc",
         kLib + "/cmake/holdfast/holdfastConfig.cmake",
         kLib + "/cmake/holdfast/holdfastConfigVersion.cmake",
-        kLib + "/cmake/holdfast/holdfastTargets.cmake",
+        kLib + "/cmake/holdfast/holdfastTargets.cmake", kLib + "/libholdfast-recorder.so",
         std::string("share/doc/holdfast/operator.md"), std::string("share/doc/holdfast/view.md"),
         std::string("share/doc/holdfast/integrate.md"),
         std::string("share/doc/holdfast/examples/holdfast.conf"),

@@ -1,0 +1,201 @@
+/* A user-space driver as anybody writes it: VFIO type1, nothing else. It does what it is told on
+ * standard input, a word a line, and says what came of it. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static int container = -1, group = -1, device = -1;
+static char* memory;
+
+static void say(int status) {
+  if (status >= 0)
+    printf("ok\n");
+  else
+    printf("errno %d\n", errno);
+  fflush(stdout);
+}
+
+static int open_all(const char* number, const char* bdf) {
+  char path[64];
+  snprintf(path, sizeof path, "/dev/vfio/%s", number);
+  container = open("/dev/vfio/vfio", O_RDWR);
+  group = open(path, O_RDWR);
+  if (container < 0 || group < 0) return -1;
+  if (ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) != 0) return -1;
+  if (ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) != 0) return -1;
+  device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, bdf);
+  return device;
+}
+
+static int close_all(void) {
+  int status = close(device);
+  status |= close(group);
+  return status | close(container);
+}
+
+static int use_file(const char* path, size_t size) {
+  const int fd = open(path, O_RDWR);
+  memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  close(fd);
+  return memory == MAP_FAILED ? -1 : 0;
+}
+
+static int use_own(size_t size) {
+  memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? -1 : 0;
+}
+
+/* A file of which nothing is left but what is mapped, with memory of one's own in its middle. */
+static int use_mixed(const char* path) {
+  const int fd = open(path, O_RDWR);
+  memory = mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  close(fd);
+  const void* hole = mmap(memory + 4096, 4096, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  return hole == MAP_FAILED ? -1 : 0;
+}
+
+static int map_at(int fd, unsigned long iova, unsigned long size, unsigned long offset) {
+  struct vfio_iommu_type1_dma_map map = {sizeof map, 3, (unsigned long)memory + offset, iova, size};
+  return ioctl(fd, VFIO_IOMMU_MAP_DMA, &map);
+}
+
+static int unmap_at(int fd, unsigned long iova, unsigned long size) {
+  struct vfio_iommu_type1_dma_unmap unmap = {sizeof unmap, 0, iova, size};
+  return ioctl(fd, VFIO_IOMMU_UNMAP_DMA, &unmap);
+}
+
+static int rounds;
+
+/* Every thread maps and unmaps the same IOVA, each with memory of its own. */
+static void* hammer(void* number) {
+  const unsigned long mine = (unsigned long)number;
+  for (int i = 0; i < rounds; ++i) {
+    map_at(container, 0x100000, 0x1000, 0x10000 + mine * 0x1000);
+    if (i + 1 < rounds || mine % 2) unmap_at(container, 0x100000, 0x1000);
+  }
+  return NULL;
+}
+
+static int hammer_all(int count) {
+  pthread_t threads[4];
+  rounds = count;
+  for (unsigned long i = 0; i < 4; ++i) pthread_create(&threads[i], NULL, hammer, (void*)i);
+  for (int i = 0; i < 4; ++i) pthread_join(threads[i], NULL);
+  return 0;
+}
+
+/* Nanoseconds for each of `count` maps; unmapped again. */
+static void time_maps(unsigned long count) {
+  struct timespec from, to;
+  clock_gettime(CLOCK_MONOTONIC, &from);
+  for (unsigned long i = 0; i < count; ++i)
+    if (map_at(container, 0x10000000 + i * 0x1000, 0x1000, 0) != 0) {
+      say(-1);
+      return;
+    }
+  clock_gettime(CLOCK_MONOTONIC, &to);
+  for (unsigned long i = 0; i < count; ++i) unmap_at(container, 0x10000000 + i * 0x1000, 0x1000);
+  const double ns = (double)(to.tv_sec - from.tv_sec) * 1e9 + (double)(to.tv_nsec - from.tv_nsec);
+  printf("ns %.1f\n", ns / (double)count);
+  fflush(stdout);
+}
+
+static int map_in_child(unsigned long iova, unsigned long size, unsigned long offset) {
+  const pid_t child = fork();
+  if (child == 0) _exit(map_at(container, iova, size, offset) == 0 ? 0 : 1);
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status == 0 ? 0 : -1;
+}
+
+/* The child goes on with what the parent opened; the parent has closed its own, and is gone. */
+static void become_child(void) {
+  const pid_t parent = getpid();
+  if (fork() != 0) {
+    close_all();
+    _exit(0);
+  }
+  while (getppid() == parent) usleep(1000);
+}
+
+/* Memory of the program's file, which is copied when it is written to. */
+static char data[0x4000] __attribute__((aligned(4096))) = "data";
+static int use_data(void) {
+  memory = data;
+  return 0;
+}
+
+/* Whatever is open but the standard ones, as a shell's child does. */
+static int spawn(void) {
+  return system("true");
+}
+
+int main(int argc, char** argv) {
+  if (argc == 4) {
+    container = atoi(argv[1]);
+    group = atoi(argv[2]);
+    device = atoi(argv[3]);
+    say(0);
+  }
+  char line[256], text[128], other[64];
+  unsigned long a = 0, b = 0, c = 0;
+  while (fgets(line, sizeof line, stdin) != NULL) {
+    errno = 0;
+    if (sscanf(line, "open %63s %63s", text, other) == 2)
+      say(open_all(text, other));
+    else if (strcmp(line, "close\n") == 0)
+      say(close_all());
+    else if (strcmp(line, "close-device\n") == 0)
+      say(close(device));
+    else if (sscanf(line, "file %127s %lx", text, &a) == 2)
+      say(use_file(text, a));
+    else if (sscanf(line, "own %lx", &a) == 1)
+      say(use_own(a));
+    else if (sscanf(line, "mixed %127s", text) == 1)
+      say(use_mixed(text));
+    else if (sscanf(line, "map %lx %lx %lx", &a, &b, &c) == 3)
+      say(map_at(container, a, b, c));
+    else if (sscanf(line, "dup-map %lx %lx %lx", &a, &b, &c) == 3)
+      say(map_at(dup(container), a, b, c));
+    else if (sscanf(line, "unmap %lx %lx", &a, &b) == 2)
+      say(unmap_at(container, a, b));
+    else if (sscanf(line, "hammer %lx", &a) == 1)
+      say(hammer_all((int)a));
+    else if (sscanf(line, "time-maps %lx", &a) == 1)
+      time_maps(a);
+    else if (sscanf(line, "fork-map %lx %lx %lx", &a, &b, &c) == 3)
+      say(map_in_child(a, b, c));
+    else if (strcmp(line, "become-child\n") == 0)
+      become_child(), say(0);
+    else if (strcmp(line, "spawn\n") == 0)
+      say(spawn());
+    else if (strcmp(line, "close-others\n") == 0) {
+      for (int fd = 200; fd < 70000; ++fd) close(fd);
+      say(close_range(200, ~0u, 0));
+    } else if (strcmp(line, "data\n") == 0)
+      say(use_data());
+    else if (strcmp(line, "reuse-number\n") == 0)
+      say(dup2(container, group));
+    else if (sscanf(line, "exec %127s", text) == 1) {
+      char numbers[3][16];
+      snprintf(numbers[0], 16, "%d", container);
+      snprintf(numbers[1], 16, "%d", group);
+      snprintf(numbers[2], 16, "%d", device);
+      execl(text, text, numbers[0], numbers[1], numbers[2], NULL);
+      say(-1);
+    } else
+      printf("what?\n"), fflush(stdout);
+  }
+  return 7;
+}
