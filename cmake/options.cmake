@@ -51,6 +51,22 @@ if(HOLDFAST_FUZZ)
     FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION=1)
 endif()
 
+# holdfast_uninstrumented(TARGET): holdfast_flags for what is loaded into programs that are not ours,
+# which no sanitizer has prepared: it is never instrumented.
+function(holdfast_uninstrumented target)
+  if(NOT HOLDFAST_SANITIZE)
+    target_link_libraries(${target} PRIVATE holdfast_flags)
+    return()
+  endif()
+  get_target_property(options holdfast_flags INTERFACE_COMPILE_OPTIONS)
+  list(FILTER options EXCLUDE REGEX sanitize)
+  get_target_property(definitions holdfast_flags INTERFACE_COMPILE_DEFINITIONS)
+  list(FILTER definitions EXCLUDE REGEX SANITIZED)
+  target_compile_options(${target} PRIVATE ${options})
+  target_compile_definitions(${target} PRIVATE ${definitions})
+  target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
+endfunction()
+
 # holdfast_library(NAME SOURCES a.cc b.cc LINKS lower ...): a static library of one folder.
 function(holdfast_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})

@@ -34,7 +34,11 @@ Result<std::string> find_recorder() {
   if (problem) return fail_errno(problem.value(), "/proc/self/exe", "read");
   for (const char* folder : {HOLDFAST_LIB_FROM_BIN, "../lib"}) {
     const auto path = (self.parent_path() / folder / "libholdfast-recorder.so").lexically_normal();
-    if (::access(path.c_str(), R_OK) == 0) return path.string();
+    if (::access(path.c_str(), R_OK) != 0) continue;
+    if (path.string().find_first_of(": ") != std::string::npos)
+      return fail(path.string(), "has a colon or a space in its path, which the loader takes apart",
+                  "install Holdfast elsewhere");
+    return path.string();
   }
   return fail("libholdfast-recorder.so", "does not lie beside this command",
               "install Holdfast whole: cmake --install BUILD");

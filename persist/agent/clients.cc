@@ -306,6 +306,13 @@ Result<protocol::Ack> Server::Impl::register_device(Peer& peer,
   return protocol::Ack{};
 }
 
+Result<void> Server::Impl::check_region_quota(const Peer& peer, const std::string& object) const {
+  if (registry.regions_of(peer.id).size() < options.quotas.regions_per_client) return {};
+  return refuse(
+      Exit::kRefused, "HF-QUOTA", object,
+      fmt::format("the client has {} pieces of memory already", options.quotas.regions_per_client));
+}
+
 Result<protocol::Ack> Server::Impl::register_memory(Peer& peer,
                                                     const protocol::RegisterMemory& message,
                                                     std::vector<UniqueFd>& descriptors) {
@@ -313,10 +320,7 @@ Result<protocol::Ack> Server::Impl::register_memory(Peer& peer,
   HOLDFAST_TRY(validate_name("memory", message.name));
   const std::string object = "memory " + message.name;
   HOLDFAST_TRY(may_change(object, has_taken(peer)));
-  if (registry.regions_of(peer.id).size() >= options.quotas.regions_per_client)
-    return refuse(Exit::kRefused, "HF-QUOTA", object,
-                  fmt::format("the client has {} pieces of memory already",
-                              options.quotas.regions_per_client));
+  HOLDFAST_TRY(check_region_quota(peer, object));
   auto described = port.describe_region(descriptors[0]);
   if (!described) return wrong_descriptor(object, described.error());
   Region region = std::move(*described);

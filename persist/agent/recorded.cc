@@ -22,22 +22,27 @@ namespace {
 constexpr std::string_view kRunsOn =
     "its owner executed another program, which has not registered it";
 constexpr auto kReattachTime = std::chrono::seconds(2);
+constexpr size_t kMostUnresolved = 64;
+/// Of another process' descriptors that are compared in one go, so that nobody can keep the agent
+/// busy by having many.
+constexpr size_t kMostCompared = 20'000;
 
 /// Not known: as if it were, where that only means to wait; never between two of our own.
 bool same_file(int32_t pid, BorrowedFd a, int b) {
   return same_open_file(a, pid, b).value_or(pid != ::getpid());
 }
 
-/// Whether the process has any of these open.
+/// Whether the process has any of these open; also where it has too many open to tell.
 bool has_open(int32_t pid, std::span<const BorrowedFd> files) {
   std::error_code problem;
+  size_t compared = 0;
   std::filesystem::directory_iterator it(fmt::format("/proc/{}/fd", pid), problem);
   for (; !problem && it != std::filesystem::directory_iterator(); it.increment(problem)) {
     const std::string name = it->path().filename().string();
     int fd = -1;
     std::from_chars(name.data(), name.data() + name.size(), fd);
     for (const BorrowedFd file : files)
-      if (file.valid() && same_file(pid, file, fd)) return true;
+      if (file.valid() && (++compared > kMostCompared || same_file(pid, file, fd))) return true;
   }
   return false;
 }
@@ -161,6 +166,7 @@ Result<protocol::Ack> Server::Impl::register_anonymous(Peer& peer,
   HOLDFAST_TRY(validate_name("memory", message.name));
   const std::string object = "memory " + message.name;
   HOLDFAST_TRY(may_change(object, has_taken(peer)));
+  HOLDFAST_TRY(check_region_quota(peer, object));
   if (registry.region(message.name) != nullptr)
     return refuse(Exit::kRefused, "HF-NAME-TAKEN", object, "is registered already",
                   "choose another name");
@@ -182,7 +188,7 @@ Result<protocol::Ack> Server::Impl::register_anonymous(Peer& peer,
 }
 
 void Server::Impl::note_intent(ContainerEntry& entry, const ring::Record& record) {
-  if (entry.intent) entry.unresolved.push_back(*entry.intent);
+  close_intents(entry);
   entry.intent = record;
 }
 
@@ -233,7 +239,11 @@ bool Server::Impl::is_recorded(uint32_t container, uint64_t iova, uint64_t size)
 
 void Server::Impl::close_intents(ContainerEntry& entry) {
   if (!entry.intent) return;
-  entry.unresolved.push_back(*entry.intent);
+  // One lock, held by whoever died: there are as many as processes died in a call.
+  if (entry.unresolved.size() < kMostUnresolved)
+    entry.unresolved.push_back(*entry.intent);
+  else
+    Registry::mark_incomplete(entry, "its owner went away in the middle of too many calls");
   entry.intent.reset();
 }
 

@@ -100,6 +100,8 @@ Result<void> Server::Impl::start() {
     if (auto log = reader->restore_log()) restored_before = std::move(log->done);
   for (auto& [id, entry] : registry.containers())
     Registry::mark_incomplete(entry, "the agent was restarted; its owner has to register again");
+  // One that was killed in the middle of a freeze has let nobody go on.
+  if (!sealed()) resume_recorded();
   reap();
   return {};
 }

@@ -136,6 +136,7 @@ struct Server::Impl {
                                            std::vector<UniqueFd>& descriptors);
   Result<protocol::Ack> register_device(Peer& peer, const protocol::RegisterDevice& message,
                                         std::vector<UniqueFd>& descriptors);
+  [[nodiscard]] Result<void> check_region_quota(const Peer& peer, const std::string& object) const;
   Result<protocol::Ack> register_memory(Peer& peer, const protocol::RegisterMemory& message,
                                         std::vector<UniqueFd>& descriptors);
   Result<protocol::Ack> unregister(Peer& peer, const protocol::Unregister& message);

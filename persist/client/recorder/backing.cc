@@ -32,29 +32,46 @@ struct Change {
   bool mapped = false;
 };
 constexpr size_t kChanges = 1024;
-std::array<Change, kChanges> changes;
+std::array<Change, kChanges> changes, taken;
 size_t change_count = 0;
-bool overflowed = false;
+std::atomic<bool> missed = false;  ///< a change is not in the list
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
 std::vector<Area> areas;  ///< by address, without overlaps
 bool read_once = false;
 std::vector<Piece> pieces;
 
+/// Not waited for long: who holds it may be this very thread, below a signal, or not exist in this
+/// copy of the process. Then the change is missed, and everything is read afresh.
 class Spin {
  public:
   Spin() {
-    while (busy.test_and_set(std::memory_order_acquire)) __builtin_ia32_pause();
+    for (int i = 0; i < kTurns && !mine_; ++i) {
+      mine_ = !busy.test_and_set(std::memory_order_acquire);
+      if (!mine_) pause();
+    }
   }
-  ~Spin() { busy.clear(std::memory_order_release); }
+  ~Spin() {
+    if (mine_) busy.clear(std::memory_order_release);
+  }
   Spin(const Spin&) = delete;
   Spin& operator=(const Spin&) = delete;
+  [[nodiscard]] bool mine() const { return mine_; }
+
+ private:
+  static constexpr int kTurns = 1000;
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  bool mine_ = false;
 };
 
 void note(const Change& change) {
   const Spin spin;
-  if (change_count == kChanges)
-    overflowed = true;
+  if (!spin.mine() || change_count == kChanges)
+    missed = true;
   else
     changes[change_count++] = change;
 }
@@ -119,20 +136,24 @@ void read_maps() {
 }
 
 void catch_up() {
-  const Spin spin;
-  if (overflowed) {
-    read_once = false;
-  } else if (read_once) {
-    for (size_t i = 0; i < change_count; ++i) {
-      const Change& change = changes[i];
-      cut(change.area.begin, change.area.end);
-      if (!change.mapped) continue;
-      const auto at = std::ranges::lower_bound(areas, change.area.begin, {}, &Area::begin);
-      areas.insert(at, change.area);
+  size_t count = 0;
+  {
+    // Nothing is allocated in here: an allocator may map, and come to note().
+    const Spin spin;
+    if (missed.exchange(false) || !spin.mine()) read_once = false;
+    if (spin.mine()) {
+      count = read_once ? change_count : 0;
+      std::copy_n(changes.begin(), count, taken.begin());
+      change_count = 0;
     }
   }
-  overflowed = false;
-  change_count = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const Change& change = taken[i];
+    cut(change.area.begin, change.area.end);
+    if (!change.mapped) continue;
+    const auto at = std::ranges::lower_bound(areas, change.area.begin, {}, &Area::begin);
+    areas.insert(at, change.area);
+  }
 }
 
 bool collect(uint64_t vaddr, uint64_t size) {
@@ -232,6 +253,12 @@ void note_unmapped(void* address, size_t length) {
   change.area.begin = reinterpret_cast<uintptr_t>(address);
   change.area.end = rounded(change.area.begin, length);
   note(change);
+}
+
+void forget_changes() {
+  change_count = 0;
+  missed = true;
+  busy.clear();
 }
 
 std::span<const Piece> resolve(uint64_t vaddr, uint64_t size) {

@@ -24,6 +24,8 @@ struct Piece {
 
 void note_mapped(void* address, size_t length, int flags, int fd, int64_t offset);
 void note_unmapped(void* address, size_t length);
+/// In the child of a fork, whose parent's other threads may have been in the middle of the above.
+void forget_changes();
 
 /// The pieces of [vaddr, vaddr+size) in order, whole; valid until the next call. Empty: not every
 /// byte is mapped.

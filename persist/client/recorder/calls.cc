@@ -33,13 +33,18 @@ class KeepErrno {
   int kept_ = errno;
 };
 
+constexpr uint64_t kCallersStack = 64 << 10;
+
 /// Whether `size` bytes can be read there; a program that passes rubbish gets EFAULT from the
-/// kernel. The page that was good last is good again: it is the caller's stack.
+/// kernel. The page of a caller's stack that was good last is good again.
 bool readable(const void* argument, uint64_t size) {
   thread_local uintptr_t known __attribute__((tls_model("initial-exec"))) = 0;
   const auto address = reinterpret_cast<uintptr_t>(argument);
+  const auto stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
   const uintptr_t page = address / 4096;
-  if (page == known && (address + size - 1) / 4096 == page) return true;
+  if (page == known && (address + size - 1) / 4096 == page && address > stack &&
+      address - stack < kCallersStack)
+    return true;
   char bytes[64];
   const iovec here{bytes, size}, there{const_cast<void*>(argument), size};
   if (::process_vm_readv(::getpid(), &here, 1, &there, 1, 0) != static_cast<ssize_t>(size))
@@ -260,7 +265,14 @@ int set_iommu(Ioctl real, int fd, unsigned long request, void* argument) {
   if (result != 0) result = real(fd, request, argument);
   if (result != 0) return result;
   const KeepErrno keep;
-  if (const int index = container_of(fd); index != 0) register_container(index, fd, type);
+  int index = container_of(fd);
+  if (index != 0 && object(index).id != 0) {
+    // No container is given its IOMMU twice: the number is another file's than it was.
+    untrack(fd);
+    if (!is_open(index)) release(index, -1);
+    index = container_of(fd);
+  }
+  if (index != 0) register_container(index, fd, type);
   return result;
 }
 

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "persist/base/same_file.h"
+#include "persist/client/recorder/backing.h"
 
 namespace holdfast::recorder {
 
@@ -24,7 +25,12 @@ std::array<std::atomic<uint16_t>, kDescriptors> table;
 pid_t own_pid = 0;
 int child_row = -1;        ///< reserved between prepare and the child's first step
 uint32_t* here = nullptr;  ///< 1; a page that a copy of the process finds empty
-__attribute__((tls_model("initial-exec"))) thread_local bool holding = false;
+
+// Of this thread. A handler of a signal may come in anywhere: `holding` is set before the lock is
+// taken and cleared after it is given back, so that it never waits for its own thread.
+#define HOLDFAST_OWN __attribute__((tls_model("initial-exec"))) thread_local
+HOLDFAST_OWN bool holding = false;
+HOLDFAST_OWN unsigned unseen_forks = 0;  ///< between prepare and after, and not followed
 
 int64_t seconds() {
   timespec now{};
@@ -54,7 +60,11 @@ void clear_dead_rows() {
 }
 
 void before_fork() {
-  if (!followed() || holding) return;
+  if (!followed() || holding) {
+    ++unseen_forks;
+    return;
+  }
+  holding = true;
   if (::pthread_mutex_lock(&shared->lock) == EOWNERDEAD) ::pthread_mutex_consistent(&shared->lock);
   clear_dead_rows();
   child_row = -1;
@@ -68,13 +78,19 @@ void before_fork() {
 }
 
 void after_fork_here() {
-  if (followed() && !holding) ::pthread_mutex_unlock(&shared->lock);
+  if (unseen_forks != 0) {
+    --unseen_forks;
+    return;
+  }
+  ::pthread_mutex_unlock(&shared->lock);
+  holding = false;
 }
 
 // The lock is the parent's thread's, which gives it back.
 void after_fork_there() {
-  if (shared == nullptr || own_row < 0) return;
-  own_row = holding ? -1 : child_row;
+  forget_changes();
+  own_row = unseen_forks != 0 ? -1 : child_row;
+  unseen_forks = 0;
   holding = false;
   if (own_row < 0) return;
   own_pid = ::getpid();
@@ -122,16 +138,19 @@ bool same_process() {
 }
 
 Lock::Lock() {
+  // A thread that were ended in here would leave a call without its end.
+  ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state_);
+  holding = true;
   if (::pthread_mutex_lock(&shared->lock) == EOWNERDEAD) {
     ::pthread_mutex_consistent(&shared->lock);
     orphaned_ = true;
   }
-  holding = true;
 }
 
 Lock::~Lock() {
-  holding = false;
   ::pthread_mutex_unlock(&shared->lock);
+  holding = false;
+  ::pthread_setcancelstate(cancel_state_, nullptr);
 }
 
 bool Lock::inside() {
@@ -155,7 +174,8 @@ int add_object(Kind kind) {
 }
 
 void track(int fd, int index) {
-  if (fd < 0 || fd >= kDescriptors || index == 0) return;
+  if (fd < 0 || fd >= kDescriptors || index == 0 || object_of(fd) == index) return;
+  untrack(fd);  // closed in a way that was not seen
   table[fd].store(static_cast<uint16_t>(index));
   if (fd > highest) highest = fd;
   ++object(index).refs[own_row];

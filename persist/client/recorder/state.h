@@ -79,6 +79,7 @@ class Lock {
 
  private:
   bool orphaned_ = false;
+  int cancel_state_ = 0;
 };
 
 extern std::atomic<int> highest;  ///< tracked descriptor; -1: none

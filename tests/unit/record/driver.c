@@ -119,6 +119,36 @@ static int map_in_child(unsigned long iova, unsigned long size, unsigned long of
   return status == 0 ? 0 : -1;
 }
 
+/* Children, each of which maps memory while other threads of the parent do nothing else. */
+static volatile int over;
+static void* map_memory(void* nothing) {
+  while (!over) {
+    void* page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(page, 4096);
+  }
+  return nothing;
+}
+
+static int fork_under_load(int count) {
+  pthread_t threads[3];
+  over = 0;
+  for (int i = 0; i < 3; ++i) pthread_create(&threads[i], NULL, map_memory, NULL);
+  int status = 0;
+  for (int i = 0; i < count && status == 0; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(10);
+      void* page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      munmap(page, 4096);
+      _exit(map_at(container, 0x700000, 0x1000, 0) | unmap_at(container, 0x700000, 0x1000));
+    }
+    waitpid(child, &status, 0);
+  }
+  over = 1;
+  for (int i = 0; i < 3; ++i) pthread_join(threads[i], NULL);
+  return status == 0 ? 0 : -1;
+}
+
 /* The child goes on with what the parent opened; the parent has closed its own, and is gone. */
 static void become_child(void) {
   const pid_t parent = getpid();
@@ -176,6 +206,8 @@ int main(int argc, char** argv) {
       time_maps(a);
     else if (sscanf(line, "fork-map %lx %lx %lx", &a, &b, &c) == 3)
       say(map_in_child(a, b, c));
+    else if (sscanf(line, "fork-under-load %lx", &a) == 1)
+      say(fork_under_load((int)a));
     else if (strcmp(line, "become-child\n") == 0)
       become_child(), say(0);
     else if (strcmp(line, "spawn\n") == 0)

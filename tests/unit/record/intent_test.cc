@@ -82,6 +82,32 @@ TEST(Intent, TheTablesSayWhetherACallWithoutAResultTookEffect) {
   EXPECT_EQ(report["containers"][0]["leaves_compared"], 1);
 }
 
+TEST(Intent, WhoNeverSaysHowACallEndedIsIncompleteAndCostsTheAgentNothing) {
+  World world;
+  RawClient client(world);
+  ring::Record record;
+  record.op = static_cast<uint32_t>(ring::Op::kIntentMap);
+  record.container = client.add_container("nic", world.open());
+  record.iova = 0x1000;
+  record.size = 0x1000;
+  for (int i = 0; i < 100; ++i) client.push(record);
+  world.call("commit");
+  ASSERT_EQ(world.container("nic")["incomplete"].size(), 1u);
+  EXPECT_THAT(world.container("nic")["incomplete"][0].get<std::string>(), HasSubstr("too many"));
+}
+
+TEST(Intent, MemoryWithoutADescriptorCountsAgainstTheQuotaToo) {
+  World::Options options;
+  options.server.quotas.regions_per_client = 2;
+  World world(std::move(options));
+  RawClient client(world);
+  client.ack(protocol::RegisterAnonymous{"a"});
+  client.ack(protocol::RegisterAnonymous{"b"});
+  const auto refused = client.ask(protocol::RegisterAnonymous{"c"});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, "HF-QUOTA");
+}
+
 TEST(Intent, WithoutTablesAMissingResultRefusesTheFreeze) {
   World::Options options;
   options.kernel.read_tables = false;

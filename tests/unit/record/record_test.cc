@@ -1,6 +1,7 @@
 // Programs that know nothing of Holdfast, run by `holdfast record`: what they do is recorded as the
 // kernel has it, and they notice nothing.
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <unistd.h>
 
@@ -199,6 +200,44 @@ TEST(Record, ANumberThatIsUsedAgainIsNoLongerTheGroup) {
   EXPECT_EQ(program.tell("reuse-number").substr(0, 2), "ok");
   EXPECT_EQ(program.tell("map 200000 1000 1000"), "ok");
   EXPECT_EQ(recorded(world, "nic")["mappings"], 2) << "its device keeps the group";
+}
+
+TEST(Record, AnAllocatorThatMapsIsNotWaitedForByItself) {
+  World world;
+  Recorded::Options options;
+  options.preload = ALLOCATOR;
+  Recorded program(world, options);
+  program.open(world);
+  for (int i = 0; i < 8; ++i) {
+    EXPECT_EQ(program.tell("file " + world.memory_path() + " 400000"), "ok");
+    EXPECT_EQ(program.tell(fmt::format("map {:x} 1000 {:x}", 0x100000 + i * 0x1000, i * 0x2000)),
+              "ok");
+  }
+  EXPECT_EQ(recorded(world, "nic")["mappings"], 8);
+  EXPECT_EQ(compared(world), 8u);
+}
+
+TEST(Record, AChildIsMadeWhileOthersMapAndCanMapAtOnce) {
+  World world;
+  Recorded program(world);
+  program.open(world);
+  EXPECT_EQ(program.tell("fork-under-load 40", 60'000), "ok");
+  EXPECT_EQ(program.tell("map 100000 1000 0"), "ok");
+  EXPECT_EQ(recorded(world, "nic")["mappings"], 1);
+}
+
+TEST(Record, AnAgentKilledInTheMiddleOfAFreezeLeavesNobodyStopped) {
+  World world;
+  Recorded program(world);
+  program.open(world);
+  const auto group = agent::stop_group_of(program.pid());
+  if (!group) return;  // as in the next test: then nothing is frozen, and it says so
+  // What a freeze has done so far; nothing is sealed.
+  must(agent::stop_group(*group, 5000));
+  world.stop_agent();
+  EXPECT_EQ(program.tell("spawn", 500), "silent");
+  world.start_agent();
+  EXPECT_EQ(program.hear(), "ok");
 }
 
 TEST(Record, AFreezeStopsTheProgramAndAThawLetsItGoOn) {

@@ -22,7 +22,8 @@ Recorded::Recorded(World& world, const Options& options) {
   if (pid_ == 0) {
     ::dup2(to[0], 0);
     ::dup2(from[1], 1);
-    ::setenv("LD_PRELOAD", SIM_VFIO, 1);
+    const std::string preload = options.preload.empty() ? SIM_VFIO : SIM_VFIO ":" + options.preload;
+    ::setenv("LD_PRELOAD", preload.c_str(), 1);
     ::setenv("HOLDFAST_TEST_KERNEL", kernel.c_str(), 1);
     if (options.any_memory) ::setenv("HOLDFAST_TEST_ANY_MEMORY", "1", 1);
     std::vector<char*> arguments;

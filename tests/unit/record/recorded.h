@@ -18,6 +18,7 @@ class Recorded {
     std::vector<std::string> record = {"--name", "nic", "--preserve"};
     std::vector<std::string> program = {DRIVER};
     bool any_memory = false;
+    std::string preload;  ///< one library more, as its user had it
   };
   explicit Recorded(World& world) : Recorded(world, Options()) {}
   Recorded(World& world, const Options& options);
