@@ -33,7 +33,7 @@ struct Change {
 };
 constexpr size_t kChanges = 1024;
 std::array<Change, kChanges> changes, taken;
-size_t change_count = 0;
+std::atomic<size_t> change_count = 0;
 std::atomic<bool> missed = false;  ///< a change is not in the list
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
@@ -73,7 +73,7 @@ void note(const Change& change) {
   if (!spin.mine() || change_count == kChanges)
     missed = true;
   else
-    changes[change_count++] = change;
+    changes[change_count.fetch_add(1)] = change;
 }
 
 uint64_t rounded(uint64_t address, size_t length) {
@@ -136,13 +136,14 @@ void read_maps() {
 }
 
 void catch_up() {
+  if (change_count.load(std::memory_order_acquire) == 0 && !missed.load()) return;
   size_t count = 0;
   {
     // Nothing is allocated in here: an allocator may map, and come to note().
     const Spin spin;
     if (missed.exchange(false) || !spin.mine()) read_once = false;
     if (spin.mine()) {
-      count = read_once ? change_count : 0;
+      count = read_once ? change_count.load() : 0;
       std::copy_n(changes.begin(), count, taken.begin());
       change_count = 0;
     }
@@ -268,6 +269,17 @@ std::span<const Piece> resolve(uint64_t vaddr, uint64_t size) {
   read_once = true;
   if (!collect(vaddr, size)) pieces.clear();
   return pieces;
+}
+
+Piece any_piece_of(uint64_t device, uint64_t inode) {
+  Piece out;
+  out.file = true;
+  out.device = device;
+  out.inode = inode;
+  read_maps();
+  for (const Area& area : areas)
+    if (area.file && area.device == device && area.inode == inode) out.vaddr = area.begin;
+  return out;
 }
 
 int open_file(const Piece& piece, std::string& path) {

@@ -31,6 +31,9 @@ void forget_changes();
 /// byte is mapped.
 [[nodiscard]] std::span<const Piece> resolve(uint64_t vaddr, uint64_t size);
 
+/// Some piece of a file that is mapped now; without an address, where nothing of it is.
+[[nodiscard]] Piece any_piece_of(uint64_t device, uint64_t inode);
+
 /// The piece's file once more: by a descriptor that the program has of it, by its name, or by the
 /// mapping itself. -1: by none. `path` is left empty where it has none to be opened by.
 [[nodiscard]] int open_file(const Piece& piece, std::string& path);

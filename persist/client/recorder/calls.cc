@@ -2,7 +2,6 @@
 
 #include <dirent.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,91 +9,20 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <string>
 
-#include "persist/client/recorder/backing.h"
+#include "persist/client/recorder/calls_iommufd.h"
+#include "persist/client/recorder/change.h"
 #include "persist/client/recorder/link.h"
 #include "persist/client/recorder/memory.h"
+#include "persist/client/recorder/registering.h"
 #include "persist/client/recorder/state.h"
-#include "persist/model/container.h"
+#include "persist/client/recorder/watch.h"
 #include "restore/kernel/syscalls.h"
 #include "restore/kernel/vfio_call.h"
 
 namespace holdfast::recorder {
 namespace {
-
-/// Keeps errno over what the program has not asked for.
-class KeepErrno {
- public:
-  ~KeepErrno() { errno = kept_; }
-
- private:
-  int kept_ = errno;
-};
-
-constexpr uint64_t kCallersStack = 64 << 10;
-
-/// Whether `size` bytes can be read there; a program that passes rubbish gets EFAULT from the
-/// kernel. The page of a caller's stack that was good last is good again.
-bool readable(const void* argument, uint64_t size) {
-  thread_local uintptr_t known __attribute__((tls_model("initial-exec"))) = 0;
-  const auto address = reinterpret_cast<uintptr_t>(argument);
-  const auto stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
-  const uintptr_t page = address / 4096;
-  if (page == known && (address + size - 1) / 4096 == page && address > stack &&
-      address - stack < kCallersStack)
-    return true;
-  char bytes[64];
-  const iovec here{bytes, size}, there{const_cast<void*>(argument), size};
-  if (::process_vm_readv(::getpid(), &here, 1, &there, 1, 0) != static_cast<ssize_t>(size))
-    return false;
-  known = page;
-  return true;
-}
-
-void say_incomplete(uint32_t container, const std::string& why) {
-  if (!linked()) return;
-  protocol::Incomplete message;
-  message.container = container;
-  message.why = why.substr(0, 500);
-  (void)ask(message);
-}
-
-std::string base_name() {
-  const char* given = ::getenv("HOLDFAST_RECORD_NAME");
-  return given == nullptr || *given == '\0' ? program_invocation_short_name : given;
-}
-
-void register_container(int index, int fd, uint32_t type) {
-  Object& one = object(index);
-  if (one.id != 0 || !link()) return;
-  protocol::RegisterContainer message;
-  const char* kind = ::getenv("HOLDFAST_RECORD_KIND");
-  message.kind = static_cast<uint32_t>(
-      type == sys::kVfioType1v2Preserved ? ContainerKind::kType1Preserved : ContainerKind::kType1);
-  if (kind != nullptr) message.kind = static_cast<uint32_t>(std::atoi(kind));
-  const std::string base = base_name();
-  Answer answer;
-  for (int attempt = 1; attempt <= 64; ++attempt) {
-    message.name = attempt == 1 ? base : base + "." + std::to_string(attempt);
-    answer = ask(message, fd);
-    if (answer.done || !answer.refused_as("HF-NAME-TAKEN")) break;
-  }
-  if (!answer.done) return say_incomplete(0, "a container of it is not recorded: " + answer.why);
-  one.id = static_cast<uint32_t>(answer.value);
-  begin_memory(index);
-  if (type == sys::kVfioType1v2 || type == sys::kVfioType1v2Preserved) return;
-  say_incomplete(one.id, "type1 before version 2: what an unmap takes along is not known");
-}
-
-void unregister_container(int index) {
-  Object& one = object(index);
-  if (one.id == 0) return;
-  (void)ask(protocol::Unregister{protocol::Subject::kContainer, one.id});
-  one.id = 0;
-  end_memory(index);
-}
 
 /// The container of a descriptor that a program maps through, registered if it was not seen before.
 int container_of(int fd) {
@@ -151,101 +79,51 @@ void release(int index, int fd) {
         if (other.container == index) other.container = 0;
       object(index) = Object{};
       return;
+    case Kind::kIommufd:
+    case Kind::kCharDevice:
+      return release_iommufd(index, fd);
+    case Kind::kIoas:
+    case Kind::kPageTable:
     case Kind::kNone:
       return;
   }
 }
 
-ring::Record record_of(ring::Op op, uint32_t container, uint64_t iova, uint64_t size) {
-  ring::Record out;
-  out.op = static_cast<uint32_t>(op);
-  out.container = container;
-  out.iova = iova;
-  out.size = size;
-  return out;
+uint32_t access_of(uint32_t flags) {
+  const uint32_t access = flags & (sys::kMapRead | sys::kMapWrite);
+  return (flags & sys::kMapLeaveBehind) != 0 ? access | ring::kLeaveBehind : access;
 }
 
-int map(Ioctl real, int index, int fd, unsigned long request, void* argument,
-        const sys::MapArguments& asked) {
-  const uint32_t id = object(index).id;
-  // Before the barrier: registering memory may have to wait for the end of a freeze.
-  const auto backed = back(index, asked.vaddr, asked.size);
-  if (!enter(id)) return real(fd, request, argument);
-  ring::Record intent = record_of(ring::Op::kIntentMap, id, asked.iova, asked.size);
-  if (backed.size() == 1) {
-    intent.region = backed[0].region;
-    intent.region_offset = backed[0].offset;
-  }
-  intent.access = asked.flags & (sys::kMapRead | sys::kMapWrite);
-  if ((asked.flags & sys::kMapLeaveBehind) != 0) intent.access |= ring::kLeaveBehind;
-  push(intent);
-  const int result = real(fd, request, argument);
-  const KeepErrno keep;
-  if (result != 0) {
-    push(record_of(ring::Op::kFailed, id, asked.iova, asked.size));
-  } else if (backed.empty()) {
-    push(record_of(ring::Op::kFailed, id, asked.iova, asked.size));
-    count_lost(id);
-  } else {
-    uint64_t at = asked.iova;
-    for (const Backed& piece : backed) {
-      ring::Record record = record_of(ring::Op::kMap, id, at, piece.size);
-      record.region = piece.region;
-      record.region_offset = piece.offset;
-      record.access = intent.access;
-      push(record);
-      at += piece.size;
-    }
-  }
-  leave();
-  if (result == 0) note_map(index, asked.iova, backed);
-  return result;
-}
-
-int unmap(Ioctl real, int index, int fd, unsigned long request, void* argument,
-          const sys::UnmapArguments& asked) {
-  const uint32_t id = object(index).id;
-  const bool all = (asked.flags & sys::kUnmapAll) != 0;
-  if (!enter(id)) return real(fd, request, argument);
-  push(record_of(ring::Op::kIntentUnmap, id, asked.iova, all ? ~uint64_t{4095} : asked.size));
-  const int result = real(fd, request, argument);
-  const KeepErrno keep;
+uint64_t unmapped_by(const void* argument) {
   sys::UnmapArguments done;
-  // The kernel says how much it was; nothing is no complaint.
-  const bool some = result == 0 && sys::read_unmap(argument, done) && done.size != 0;
-  push(record_of(!some ? ring::Op::kFailed
-                 : all ? ring::Op::kUnmapAll
-                       : ring::Op::kUnmap,
-                 id, asked.iova, asked.size));
-  leave();
-  if (some) note_unmap(index, all ? 0 : asked.iova, all ? ~uint64_t{0} : asked.size);
-  return result;
+  return sys::read_unmap(argument, done) ? done.size : 0;
 }
 
 int changing(Ioctl real, sys::VfioCall call, int fd, unsigned long request, void* argument) {
   const int index = container_of(fd);
   if (index == 0) return real(fd, request, argument);
-  if (object(index).id == 0) {
+  Object& one = object(index);
+  if (one.id == 0 && one.type == 0) {
     // It came by a way that was not seen: what it holds already is not known.
     const int status = real(fd, request, argument);
     const KeepErrno keep;
-    if (status == 0 && link()) {
-      register_container(index, fd, sys::kVfioType1v2);
-      if (object(index).id != 0)
-        say_incomplete(object(index).id, "was mapped before the recorder saw it");
-    }
+    if (status == 0) begin(index, sys::kVfioType1v2, kBlindBefore);
     return status;
   }
+  watch();
   if (call == sys::VfioCall::kMap) {
     sys::MapArguments asked;
     if (readable(argument, sys::kMapArgumentBytes) && sys::read_map(argument, asked) &&
         (asked.flags & sys::kMapVaddr) == 0)
-      return map(real, index, fd, request, argument, asked);
+      // Before the barrier: registering memory may have to wait for the end of a freeze.
+      return record_map({real, fd, request, argument}, index, back(asked.vaddr, asked.size),
+                        {asked.iova, asked.size, access_of(asked.flags), nullptr});
   } else {
     sys::UnmapArguments asked;
     if (readable(argument, sys::kUnmapArgumentBytes) && sys::read_unmap(argument, asked) &&
         (asked.flags & sys::kUnmapVaddr) == 0)
-      return unmap(real, index, fd, request, argument, asked);
+      return record_unmap({real, fd, request, argument}, index, asked.iova, asked.size,
+                          (asked.flags & sys::kUnmapAll) != 0, unmapped_by);
   }
   return real(fd, request, argument);
 }
@@ -266,13 +144,16 @@ int set_iommu(Ioctl real, int fd, unsigned long request, void* argument) {
   if (result != 0) return result;
   const KeepErrno keep;
   int index = container_of(fd);
-  if (index != 0 && object(index).id != 0) {
+  if (index != 0 && (object(index).id != 0 || object(index).type != 0)) {
     // No container is given its IOMMU twice: the number is another file's than it was.
     untrack(fd);
     if (!is_open(index)) release(index, -1);
     index = container_of(fd);
   }
-  if (index != 0) register_container(index, fd, type);
+  if (index != 0)
+    begin(index, type,
+          type == sys::kVfioType1v2 || type == sys::kVfioType1v2Preserved ? 0u
+                                                                          : uint32_t{kBlindType});
   return result;
 }
 
@@ -307,14 +188,9 @@ int get_device(Ioctl real, int fd, unsigned long request, void* argument) {
   Object& one = object(device);
   one.group = group;
   one.container = object(group).container;
-  const uint32_t id = one.container == 0 ? 0 : object(one.container).id;
-  if (id == 0) return result;
-  protocol::RegisterDevice message;
-  message.container = id;
-  message.bdf = std::string(static_cast<const char*>(argument)).substr(0, 12);
-  const Answer answer = ask(message, fd, result);
-  one.known = answer.done ? 1 : 0;
-  if (!answer.done) say_incomplete(id, "device " + message.bdf + " is not recorded: " + answer.why);
+  std::snprintf(one.address.data(), one.address.size(), "%.12s",
+                static_cast<const char*>(argument));
+  register_device(device);
   return result;
 }
 
@@ -334,6 +210,8 @@ int around_ioctl(Ioctl real, int fd, unsigned long request, void* argument) {
   const Lock lock;
   if (lock.orphaned()) orphaned_call();
   switch (call) {
+    case sys::VfioCall::kGroupStatus:
+      return real(fd, request, argument);
     case sys::VfioCall::kMap:
     case sys::VfioCall::kUnmap:
       return changing(real, call, fd, request, argument);
@@ -345,12 +223,8 @@ int around_ioctl(Ioctl real, int fd, unsigned long request, void* argument) {
     case sys::VfioCall::kGetDeviceFd:
       return get_device(real, fd, request, argument);
     default:
-      break;
+      return iommufd_call({real, fd, request, argument}, call);
   }
-  const int result = real(fd, request, argument);
-  const KeepErrno keep;
-  if (result == 0 && link()) say_incomplete(0, "it maps through iommufd, which is not recorded");
-  return result;
 }
 
 void before_close(int fd) {
@@ -382,8 +256,7 @@ void take_up_inherited() {
     // Another process' that was passed on to this one: nothing is said unless it is used.
     if (!answer.done) continue;
     object(index).id = static_cast<uint32_t>(answer.value);
-    begin_memory(index);
-    forget_memory(index);
+    forget_memory();
   }
   ::closedir(folder);
   for (Object& one : shared->objects) {

@@ -25,25 +25,18 @@ constexpr int kFrozenMs = 10'000;
 
 UniqueFd agent, doorbell;
 std::optional<ring::Producer> records;
-bool tried = false;
+uint32_t own_connection = 0;  ///< Shared::recording of it; 0: there was none
+time_t next_try = 0;
 
 void sleep_ms(long ms) {
   const timespec time{ms / 1000, ms % 1000 * 1'000'000};
   ::nanosleep(&time, nullptr);
 }
 
-/// Out of the way of the program, which counts on the lowest number being free.
-UniqueFd high(UniqueFd fd) {
-  rlimit limit{};
-  int from = 1000;
-  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0)
-    from = static_cast<int>(std::min<uint64_t>(limit.rlim_cur, 60'000)) - 16;
-  const int copy = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, std::max(from, 3));
-  return copy < 0 ? std::move(fd) : UniqueFd(copy);
-}
-
 void lose() {
-  shared->recording = 0;
+  // Another process of the program may have a newer one.
+  uint32_t mine = own_connection;
+  if (mine != 0) shared->recording.compare_exchange_strong(mine, 0);
   agent.reset();
   doorbell.reset();
 }
@@ -92,7 +85,8 @@ bool connect() {
   if (!ring) return false;
   records.emplace(std::move(*ring));
   doorbell = high(std::move(welcome->descriptors[1]));
-  shared->recording = 1;
+  own_connection = ++shared->connections;
+  shared->recording = own_connection;
   protocol::Recorded recorded;
   recorded.why = setting("HOLDFAST_RECORD_UNSTOPPABLE");
   recorded.stop = recorded.why.empty() ? protocol::Stop::kCgroup : protocol::Stop::kNone;
@@ -101,18 +95,42 @@ bool connect() {
 
 }  // namespace
 
+UniqueFd high(UniqueFd fd) {
+  rlimit limit{};
+  int from = 1000;
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0)
+    from = static_cast<int>(std::min<uint64_t>(limit.rlim_cur, 60'000)) - 16;
+  const int copy = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, std::max(from, 3));
+  return copy < 0 ? std::move(fd) : UniqueFd(copy);
+}
+
 bool linked() {
-  return shared->recording != 0 && agent.valid();
+  return agent.valid() && shared->recording.load(std::memory_order_relaxed) == own_connection;
 }
 
 bool link() {
   if (linked()) return true;
-  // Processes that share the record would have to share the new connection too.
-  if (tried) return false;
-  tried = true;
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  if (own_connection != 0 || now.tv_sec < next_try) return false;
+  next_try = now.tv_sec + 1;
+  return link_again();
+}
+
+bool link_again() {
+  lose();
   if (connect()) return true;
   lose();
   return false;
+}
+
+void await_end(int timeout_ms) {
+  pollfd entry{agent.get(), 0, 0};
+  ::poll(&entry, 1, timeout_ms);
+}
+
+void look_after() {
+  if (linked() && agent_gone(0)) lose();
 }
 
 Answer ask(const protocol::Message& message, int first, int second) {
@@ -137,6 +155,20 @@ Answer ask(const protocol::Message& message, int first, int second) {
   lose();
   out.why = "the agent is gone";
   return out;
+}
+
+std::optional<protocol::Received> ask_for(const protocol::Message& message, std::string& why) {
+  const uint64_t number = shared->next_request++;
+  std::optional<protocol::Received> received;
+  if (linked() && protocol::send(agent, message, number)) received = answer_to(number);
+  if (!received) {
+    lose();
+    why = "the agent is gone";
+  } else if (const auto* error = std::get_if<protocol::ErrorMessage>(&received->packet.message)) {
+    why = std::string(protocol::text_of(error->json));
+    received.reset();
+  }
+  return received;
 }
 
 bool enter(uint32_t container) {

@@ -7,17 +7,25 @@
 // agent that is gone, or does not answer, is lost: the program goes on, nothing is recorded.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "persist/agent/protocol.h"
 #include "persist/agent/ring.h"
+#include "persist/agent/transport.h"
 #include "persist/base/unique_fd.h"
 
 namespace holdfast::recorder {
 
-/// Connects where there is no connection yet. False: there is no agent.
+/// Connects where there was no connection yet. False: there is no agent, or not this one any more.
 bool link();
+/// Connects once more. False: there is no agent. Then everything has to be registered again.
+bool link_again();
 [[nodiscard]] bool linked();
+/// Waits until the agent is gone, or `timeout_ms`; not under the lock.
+void await_end(int timeout_ms);
+/// Gives the connection up if the agent is gone.
+void look_after();
 
 struct Answer {
   bool done = false;
@@ -28,6 +36,11 @@ struct Answer {
   }
 };
 Answer ask(const protocol::Message& message, int first = -1, int second = -1);
+
+/// A request that is answered by something else than ACK; `why`: as Answer has it.
+std::optional<protocol::Received> ask_for(const protocol::Message& message, std::string& why);
+/// Out of the way of the program, which counts on the lowest number being free.
+[[nodiscard]] UniqueFd high(UniqueFd fd);
 
 /// From before the kernel's call to after its records. Waits while a freeze stands or is under way.
 /// False: it is not recorded.

@@ -12,6 +12,7 @@
 
 #include "persist/base/same_file.h"
 #include "persist/client/recorder/backing.h"
+#include "persist/client/recorder/watch.h"
 
 namespace holdfast::recorder {
 
@@ -89,6 +90,7 @@ void after_fork_here() {
 // The lock is the parent's thread's, which gives it back.
 void after_fork_there() {
   forget_changes();
+  forget_watch();
   own_row = unseen_forks != 0 ? -1 : child_row;
   unseen_forks = 0;
   holding = false;
@@ -189,6 +191,13 @@ int untrack(int fd) {
   return index;
 }
 
+bool is_shared() {
+  clear_dead_rows();
+  for (int i = 0; i < kRows; ++i)
+    if (i != own_row && shared->rows[i].taken != 0) return true;
+  return false;
+}
+
 bool is_open(int index) {
   const Object& one = object(index);
   if (one.refs[own_row] != 0) return true;
@@ -217,6 +226,10 @@ int recognise(int fd) {
     kind = Kind::kContainer;
   else if (text == "anon_inode:[vfio-device]")
     kind = Kind::kDevice;
+  else if (text == "/dev/iommu")
+    kind = Kind::kIommufd;
+  else if (text.starts_with("/dev/vfio/devices/vfio"))
+    kind = Kind::kCharDevice;
   else if (text.starts_with("/dev/vfio/") && text[10] >= '0' && text[10] <= '9')
     kind = Kind::kGroup;
   if (kind == Kind::kNone) return 0;

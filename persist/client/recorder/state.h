@@ -21,17 +21,49 @@ inline constexpr int kRows = 8;       ///< processes that share the objects over
 inline constexpr int kObjects = 512;  ///< containers, groups and devices of one program
 inline constexpr int kDescriptors = 65536;
 
-enum class Kind : uint32_t { kNone = 0, kContainer = 1, kGroup = 2, kDevice = 3 };
+enum class Kind : uint32_t {
+  kNone = 0,
+  kContainer,
+  kGroup,
+  kDevice,
+  kIommufd,     ///< a context
+  kCharDevice,  ///< of VFIO, for iommufd
+  // In a context, by number; without a descriptor of their own.
+  kIoas,
+  kPageTable,
+};
+inline constexpr uint32_t kIommufdType = 0x10000;  ///< Object::type of an address space
 
-/// One open file of VFIO, by whatever descriptors. 0 is no object.
+/// One open file of VFIO or iommufd, by whatever descriptors, or what is in it. 0 is no object.
 struct Object {
   Kind kind = Kind::kNone;
-  int32_t container = 0;               ///< group, device: the one it is in; 0: none
+  int32_t container = 0;               ///< group, device: the one it is in; page table: its IOAS
+  int32_t context = 0;                 ///< character device, IOAS, page table
   int32_t group = 0;                   ///< device: the group it came from; 0: not known
   uint32_t id = 0;                     ///< container: Container::id; 0: not registered
+  uint32_t type = 0;                   ///< container: as in SET_IOMMU; 0: it was not seen
+  uint32_t number = 0;                 ///< container: of its name; 0, 1: without one
+  uint32_t ioas = 0;                   ///< IOAS, page table: its number in the context
+  uint32_t blind = 0;                  ///< container: Blind, why its record is not whole
   uint32_t attached = 0;               ///< group: 1 while in its container
   uint32_t known = 0;                  ///< device: registered with the agent
+  std::array<char, 16> address{};      ///< device: what GET_DEVICE_FD was asked for
   std::array<uint32_t, kRows> refs{};  ///< descriptors, by process
+};
+
+/// What the next agent has to be told of a container, too.
+enum Blind : uint32_t {
+  kBlindBefore = 1,  ///< something was mapped before the recorder saw it
+  kBlindType = 2,    ///< type1 before version 2
+  kBlindMemory = 4,  ///< what lies behind a mapping could not be told
+  kBlindCopy = 8,    ///< IOMMU_IOAS_COPY
+};
+
+/// What a program does that is not recorded, as bits.
+enum class Unrecorded : uint32_t {
+  kCompatible = 1,  ///< iommufd as if it were type1
+  kPageTable = 2,   ///< a device at a page table that is no address space's
+  kTooMany = 4,
 };
 
 struct Row {
@@ -44,7 +76,9 @@ struct Row {
 struct Shared {
   pthread_mutex_t lock;
   std::array<Row, kRows> rows;
-  std::atomic<uint32_t> recording = 0;  ///< the agent is there
+  std::atomic<uint32_t> recording = 0;  ///< the number of the connection that is in use; 0: none
+  uint32_t connections = 0;             ///< that were made so far
+  uint32_t unrecorded = 0;              ///< Unrecorded, as bits
   uint64_t next_request = 1;
   uint64_t changes = 0;     ///< records pushed, by any process
   uint32_t next_name = 0;   ///< of memory
@@ -94,6 +128,8 @@ extern std::atomic<int> highest;  ///< tracked descriptor; -1: none
 void track(int fd, int index);
 /// Forgets a descriptor; the index of its object, 0: it had none.
 int untrack(int fd);
+/// Whether another process shares the objects.
+[[nodiscard]] bool is_shared();
 /// Whether any process that is alive has a descriptor of it.
 [[nodiscard]] bool is_open(int index);
 /// A descriptor of it in this process; -1: none.

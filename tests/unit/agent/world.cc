@@ -12,7 +12,7 @@ namespace holdfast::testing {
 World::World(Options options) : options_(std::move(options)) {
   ::chmod(scratch_.path().c_str(), 0755);  // clients of other users find the socket
   const std::string machine = scratch_.file("machine");
-  must(sim::Machine::create(machine));
+  must(sim::Machine::create(machine, options_.machine));
   kernel_ = must(sim::Kernel::boot(machine, scratch_.file("kernel.sock"), options_.kernel));
   port_ = must(sim::SimPort::connect(scratch_.file("kernel.sock")));
   socket_ = scratch_.file("agent.sock");

@@ -35,6 +35,7 @@ struct Opened {
 class World {
  public:
   struct Options {
+    sim::MachineOptions machine;
     sim::KernelOptions kernel;
     agent::ServerOptions server;
     uint64_t for_mappings = 65535;

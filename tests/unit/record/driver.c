@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/vfio.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,11 +44,89 @@ static int close_all(void) {
   return status | close(container);
 }
 
+/* The same through iommufd, as its header of Linux 7.3 has it. */
+struct ioas_alloc {
+  uint32_t size, flags, out;
+};
+struct ioas_map {
+  uint32_t size, flags, ioas;
+  int32_t fd;
+  uint64_t start, length, iova;
+};
+struct ioas_unmap {
+  uint32_t size, ioas;
+  uint64_t iova, length;
+};
+struct ioas_copy {
+  uint32_t size, flags, to, from;
+  uint64_t length, to_iova, from_iova;
+};
+struct destroy {
+  uint32_t size, id;
+};
+struct bind {
+  uint32_t size, flags;
+  int32_t iommufd;
+  uint32_t out;
+};
+struct attach {
+  uint32_t size, flags, to;
+};
+enum { kDestroy = 0x3b80, kAlloc, kCopy = 0x3b83, kMap = 0x3b85, kUnmap, kMapFile = 0x3b8f };
+enum { kBind = 0x3b76, kAttach };
+static int iommufd = -1, file = -1;
+static uint32_t ioas;
+
+static int open_iommufd(const char* number) {
+  char path[64];
+  snprintf(path, sizeof path, "/dev/vfio/devices/vfio%s", number);
+  iommufd = open("/dev/iommu", O_RDWR);
+  device = open(path, O_RDWR);
+  struct ioas_alloc alloc = {sizeof alloc, 0, 0};
+  struct bind bind = {sizeof bind, 0, iommufd, 0};
+  if (iommufd < 0 || device < 0 || ioctl(iommufd, kAlloc, &alloc) != 0) return -1;
+  ioas = alloc.out;
+  struct attach attach = {sizeof attach, 0, ioas};
+  return ioctl(device, kBind, &bind) != 0 ? -1 : ioctl(device, kAttach, &attach);
+}
+
+static int map_ioas(unsigned long iova, unsigned long size, unsigned long offset) {
+  struct ioas_map map = {sizeof map, 7, ioas, 0, (unsigned long)memory + offset, size, iova};
+  return ioctl(iommufd, kMap, &map);
+}
+
+static int map_ioas_file(unsigned long iova, unsigned long size, unsigned long offset) {
+  struct ioas_map map = {sizeof map, 7, ioas, file, offset, size, iova};
+  return ioctl(iommufd, kMapFile, &map);
+}
+
+static int unmap_ioas(unsigned long iova, unsigned long size) {
+  struct ioas_unmap unmap = {sizeof unmap, ioas, iova, size};
+  return ioctl(iommufd, kUnmap, &unmap);
+}
+
+static int copy_ioas(void) {
+  struct ioas_copy copy = {sizeof copy, 7, ioas, ioas, 0x1000, 0x900000, 0x100000};
+  return ioctl(iommufd, kCopy, &copy);
+}
+
+static int destroy_ioas(void) {
+  struct destroy destroy = {sizeof destroy, ioas};
+  return ioctl(iommufd, kDestroy, &destroy);
+}
+
 static int use_file(const char* path, size_t size) {
   const int fd = open(path, O_RDWR);
   memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   close(fd);
   return memory == MAP_FAILED ? -1 : 0;
+}
+
+/* More areas than anybody has room for at once. */
+static int scatter(unsigned long count) {
+  for (unsigned long i = 0; i < count; ++i)
+    if (mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) return -1;
+  return 0;
 }
 
 static int use_own(size_t size) {
@@ -149,6 +228,21 @@ static int fork_under_load(int count) {
   return status == 0 ? 0 : -1;
 }
 
+/* A child that lives on as long as its parent. */
+static int fork_and_stay(void) {
+  const pid_t parent = getpid();
+  const pid_t child = fork();
+  if (child != 0) return child > 0 ? 0 : -1;
+  while (getppid() == parent) usleep(10000);
+  _exit(0);
+}
+
+static void* last_words(void* nothing) {
+  usleep(100000);
+  say(0);
+  return nothing;
+}
+
 /* The child goes on with what the parent opened; the parent has closed its own, and is gone. */
 static void become_child(void) {
   const pid_t parent = getpid();
@@ -184,12 +278,30 @@ int main(int argc, char** argv) {
     errno = 0;
     if (sscanf(line, "open %63s %63s", text, other) == 2)
       say(open_all(text, other));
+    else if (sscanf(line, "iommufd %63s", text) == 1)
+      say(open_iommufd(text));
+    else if (sscanf(line, "ioas-file %127s", text) == 1)
+      say(file = open(text, O_RDWR));
+    else if (sscanf(line, "ioas-map %lx %lx %lx", &a, &b, &c) == 3)
+      say(map_ioas(a, b, c));
+    else if (sscanf(line, "ioas-map-file %lx %lx %lx", &a, &b, &c) == 3)
+      say(map_ioas_file(a, b, c));
+    else if (sscanf(line, "ioas-unmap %lx %lx", &a, &b) == 2)
+      say(unmap_ioas(a, b));
+    else if (strcmp(line, "ioas-copy\n") == 0)
+      say(copy_ioas());
+    else if (strcmp(line, "ioas-destroy\n") == 0)
+      say(destroy_ioas());
+    else if (strcmp(line, "ioas-close\n") == 0)
+      say(close(iommufd) | close(device));
     else if (strcmp(line, "close\n") == 0)
       say(close_all());
     else if (strcmp(line, "close-device\n") == 0)
       say(close(device));
     else if (sscanf(line, "file %127s %lx", text, &a) == 2)
       say(use_file(text, a));
+    else if (sscanf(line, "scatter %lx", &a) == 1)
+      say(scatter(a));
     else if (sscanf(line, "own %lx", &a) == 1)
       say(use_own(a));
     else if (sscanf(line, "mixed %127s", text) == 1)
@@ -208,7 +320,14 @@ int main(int argc, char** argv) {
       say(map_in_child(a, b, c));
     else if (sscanf(line, "fork-under-load %lx", &a) == 1)
       say(fork_under_load((int)a));
-    else if (strcmp(line, "become-child\n") == 0)
+    else if (strcmp(line, "fork-and-stay\n") == 0)
+      say(fork_and_stay());
+    else if (strcmp(line, "end-with-thread\n") == 0) {
+      pthread_t thread;
+      pthread_create(&thread, NULL, last_words, NULL);
+      pthread_detach(thread);
+      pthread_exit(NULL);
+    } else if (strcmp(line, "become-child\n") == 0)
       become_child(), say(0);
     else if (strcmp(line, "spawn\n") == 0)
       say(spawn());

@@ -210,6 +210,7 @@ TEST(Record, AnAllocatorThatMapsIsNotWaitedForByItself) {
   program.open(world);
   for (int i = 0; i < 8; ++i) {
     EXPECT_EQ(program.tell("file " + world.memory_path() + " 400000"), "ok");
+    EXPECT_EQ(program.tell("scatter 200"), "ok");
     EXPECT_EQ(program.tell(fmt::format("map {:x} 1000 {:x}", 0x100000 + i * 0x1000, i * 0x2000)),
               "ok");
   }

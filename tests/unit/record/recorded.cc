@@ -13,7 +13,8 @@ Recorded::Recorded(World& world, const Options& options) {
   int to[2], from[2];
   if (::pipe2(to, O_CLOEXEC) != 0 || ::pipe2(from, O_CLOEXEC) != 0)
     throw std::runtime_error("pipe");
-  std::vector<std::string> words = {HOLDFAST_BINARY, "-q", "record", "--socket", world.socket()};
+  std::vector<std::string> words = {HOLDFAST_BINARY, "-q", options.command, "--socket",
+                                    world.socket()};
   words.insert(words.end(), options.record.begin(), options.record.end());
   words.emplace_back("--");
   words.insert(words.end(), options.program.begin(), options.program.end());

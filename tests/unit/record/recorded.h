@@ -15,6 +15,7 @@ namespace holdfast::testing {
 class Recorded {
  public:
   struct Options {
+    std::string command = "record";
     std::vector<std::string> record = {"--name", "nic", "--preserve"};
     std::vector<std::string> program = {DRIVER};
     bool any_memory = false;
