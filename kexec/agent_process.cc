@@ -14,6 +14,7 @@
 #include "kexec/restore_service.h"
 #include "persist/agent/server.h"
 #include "persist/arena/writer.h"
+#include "persist/model/json_field.h"
 #include "restore/kernel/iommufd_host.h"
 #include "restore/kernel/sim/sim_port.h"
 
@@ -63,6 +64,28 @@ Result<std::unique_ptr<kernel::Port>> open_port(const std::string& spec) {
                 "type1, or sim:SOCKET");
 }
 
+/// What a simulated device says of itself; a real one counts nothing that can be asked for.
+void add_dma_verb(agent::Server& server, sim::SimPort& port) {
+  server.add_verb(
+      "dma", agent::Access::kAnyone, [&](agent::Request& request) -> Result<agent::Reply> {
+        const std::string name = field_text(request.parcel.body, "name");
+        const Manifest manifest = server.writer().live();
+        const ContainerRecord* record = manifest.find(name);
+        if (record == nullptr) return fail("container " + name, "is not known", "holdfast show");
+        agent::Reply out;
+        out.body = json_document("dma");
+        uint64_t transfers = 0, faults = 0;
+        for (const auto& device : record->container.devices)
+          if (const sim::DeviceSlot* slot = port.machine().device(device.bdf); slot != nullptr) {
+            transfers += slot->issued.load();
+            faults += slot->faults.load();
+          }
+        out.body["transfers"] = transfers;
+        out.body["faults"] = faults;
+        return out;
+      });
+}
+
 // A command that keeps a refusal, or the last writes of an agent that is being replaced, hold the
 // arena for a moment: that is no reason not to start.
 Result<arena::Writer> open_arena(const std::string& path) {
@@ -90,6 +113,8 @@ Result<void> run_agent(AgentProcessOptions options) {
   agent::ServerOptions server_options;
   server_options.socket_path = options.socket;
   server_options.listener = std::move(options.listener);
+  server_options.store = std::move(options.store);
+  server_options.stored = std::move(options.stored);
   if (options.max_hold_seconds != 0)
     server_options.quotas.max_hold_seconds = options.max_hold_seconds;
   if (!server_options.listener.valid()) {
@@ -101,6 +126,8 @@ Result<void> run_agent(AgentProcessOptions options) {
   HOLDFAST_TRY_ASSIGN(auto server,
                       agent::Server::create(std::move(server_options), std::move(writer), *port));
   const RestoreService restore_verbs(*server, options.proc);
+  if (auto* simulated = dynamic_cast<sim::SimPort*>(port.get()); simulated != nullptr)
+    add_dma_verb(*server, *simulated);
   const StopOnSignal stop_on_signal_scope(*server);
   spdlog::info("arena {} ({}), listening at {}", options.arena,
                state_name(server->writer().header().state), options.socket);

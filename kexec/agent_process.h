@@ -4,8 +4,11 @@
 // The daemon calls it, and the demo in a process of its own.
 
 #include <functional>
+#include <memory>
 #include <string>
+#include <vector>
 
+#include "persist/agent/store.h"
 #include "persist/base/result.h"
 #include "persist/base/unique_fd.h"
 
@@ -18,7 +21,9 @@ struct AgentProcessOptions {
   /// Where the running kernel says how it was started. Anything but /proc is for the simulated
   /// kernel only and refused otherwise: a token must come from the kernel that runs.
   std::string proc = "/proc";
-  UniqueFd listener;  ///< from systemd; else `socket` is bound
+  UniqueFd listener;                    ///< from systemd; else `socket` is bound
+  std::unique_ptr<agent::Store> store;  ///< none: custody ends with this process
+  std::vector<agent::StoredFd> stored;  ///< what it gave back
   uint32_t max_hold_seconds = 0;
   std::function<void()> ready;  ///< called once the socket answers
 };

@@ -12,22 +12,9 @@
 #include "kexec/agent_call.h"
 #include "kexec/agent_process.h"
 #include "kexec/context.h"
-
-namespace {
+#include "kexec/fd_store.h"
 
 using holdfast::Exit;
-
-// The listening socket that systemd passed, if any; more than one is a mistake in the unit.
-holdfast::Result<holdfast::UniqueFd> inherited_listener() {
-  const int count = sd_listen_fds(1);
-  if (count < 0) return holdfast::fail_errno(-count, "LISTEN_FDS", "read");
-  if (count == 0) return holdfast::UniqueFd();
-  if (count > 1 || sd_is_socket_unix(SD_LISTEN_FDS_START, SOCK_SEQPACKET, 1, nullptr, 0) <= 0)
-    return holdfast::fail("LISTEN_FDS", "expected one listening SOCK_SEQPACKET Unix socket");
-  return holdfast::UniqueFd(SD_LISTEN_FDS_START);
-}
-
-}  // namespace
 
 int main(int argc, char** argv) {
   holdfast::command::Context context;
@@ -66,7 +53,10 @@ int main(int argc, char** argv) {
     HOLDFAST_TRY_ASSIGN(options.arena, context.arena_path());
     HOLDFAST_TRY_ASSIGN(options.socket, context.socket_path());
     HOLDFAST_TRY_ASSIGN(const auto config, context.config());
-    HOLDFAST_TRY_ASSIGN(options.listener, inherited_listener());
+    HOLDFAST_TRY_ASSIGN(auto handed, holdfast::command::handed_down());
+    options.listener = std::move(handed.listener);
+    options.stored = std::move(handed.stored);
+    options.store = holdfast::command::service_manager_store();
     options.max_hold_seconds = config.hold_seconds;
     options.port = port;
     options.proc = proc;

@@ -72,6 +72,7 @@ struct RestoreService::CustodySink : restore::Custody {
     agent::Holding holding;
     holding.container = std::move(restored.container);
     holding.unmapped = restored.in_owner;
+    holding.restored_as = restore::strategy_name(restored.strategy);
     for (size_t i = 0; i < restored.devices.size(); ++i) {
       agent::Holding::DeviceDescriptors device;
       device.bdf = restored.devices[i].name;
@@ -95,6 +96,8 @@ struct RestoreService::CustodySink : restore::Custody {
     const std::string name = restored.name;
     HOLDFAST_TRY(custody.deposit(name, std::move(holding)));
     service_.restored_[name] = {restored.strategy, std::move(ranges)};
+    // An agent that is killed from here on has not lost it.
+    service_.server_.shelve();
     return {};
   }
 
@@ -122,9 +125,13 @@ struct RestoreService::CustodySink : restore::Custody {
   Result<Held> held(const std::string& name) override {
     const auto* holding = service_.server_.custody().find(name);
     const auto kept = service_.restored_.find(name);
-    if (holding == nullptr || kept == service_.restored_.end())
-      return fail(fmt::format("container {}", name), "is not in custody any more");
-    return Held{holding->container, kept->second.strategy};
+    if (holding != nullptr && kept != service_.restored_.end())
+      return Held{holding->container, kept->second.strategy};
+    // Of an agent before this one.
+    for (const auto strategy : {restore::Strategy::kAdopt, restore::Strategy::kRemap})
+      if (holding != nullptr && holding->restored_as == restore::strategy_name(strategy))
+        return Held{holding->container, strategy};
+    return fail(fmt::format("container {}", name), "is not in custody any more");
   }
 
   RestoreService& service_;

@@ -28,12 +28,12 @@ std::unexpected<Error> wrong_descriptor(std::string object, const Error& why) {
   return std::unexpected(std::move(error));
 }
 
+}  // namespace
+
 bool same_memory(const Region& a, const Region& b) {
   return a.kind == b.kind && a.file_device == b.file_device && a.file_inode == b.file_inode &&
          a.physical_base == b.physical_base;
 }
-
-}  // namespace
 
 void Server::Impl::probe() {
   if (auto found = port.probe()) capabilities = std::move(*found);
@@ -213,10 +213,13 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
     known = registry.container(message.name);
   }
   Container container;
-  const bool same_owner =
-      known != nullptr && (same_process(known->owner, peer.who.owner) || is_orphan(*known, peer) ||
-                           was_passed_to(*known, peer, message.flags));
-  if (known != nullptr && (known->client != 0 || custody.holds(known->name) || !same_owner))
+  const bool passed =
+      known != nullptr && was_passed_to(*known, peer, message.flags, BorrowedFd(given));
+  const bool same_owner = known != nullptr && (same_process(known->owner, peer.who.owner) ||
+                                               is_orphan(*known, peer) || passed);
+  const bool kept =
+      known != nullptr && custody.holds(known->name) && !waits_for_owner(*known) && !passed;
+  if (known != nullptr && (known->client != 0 || kept || !same_owner))
     return refuse(Exit::kRefused, "HF-NAME-TAKEN", object,
                   fmt::format("is {}{}", known->client != 0 ? "registered by " : "kept for ",
                               describe(known->owner)),
@@ -241,6 +244,7 @@ Result<protocol::Ack> Server::Impl::register_container(Peer& peer,
     // An agent before this one may have died while it held the container in the kernel.
     if (capabilities.hold.answer == kernel::Answer::kYes) (void)serving->hold(given, false);
   }
+  custody.drop(message.name);  // what the store gave back: its owner brings the same again
   Holding holding;
   holding.container = std::move(given);
   HOLDFAST_TRY(custody.deposit(message.name, std::move(holding), Custody::Why::kOwned));

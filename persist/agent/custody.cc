@@ -9,7 +9,7 @@ Result<void> Custody::deposit(const std::string& name, Holding holding, Why why)
     return refuse(Exit::kRefused, "HF-CUSTODY-HELD", fmt::format("container {}", name),
                   "its descriptors are in custody already",
                   fmt::format("holdfast release {}", name));
-  entries_.emplace(name, Entry{std::move(holding), why});
+  entries_.emplace(name, Entry{std::move(holding), why, ++deposits_});
   return {};
 }
 
@@ -31,6 +31,11 @@ std::optional<Custody::Why> Custody::why(std::string_view name) const {
 void Custody::set_why(std::string_view name, Why why) {
   const auto it = entries_.find(name);
   if (it != entries_.end()) it->second.why = why;
+}
+
+uint64_t Custody::deposited(std::string_view name) const {
+  const auto it = entries_.find(name);
+  return it == entries_.end() ? 0 : it->second.deposit;
 }
 
 void Custody::drop(std::string_view name) {

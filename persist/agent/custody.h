@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "persist/base/mapped_range.h"
 #include "persist/base/result.h"
 #include "persist/base/unique_fd.h"
 #include "persist/model/container_fd.h"
@@ -32,9 +33,11 @@ struct Holding {
     /// Of its first byte in this process, which keeps it mapped for as long as custody holds this;
     /// nullptr: it is not mapped here.
     std::byte* address = nullptr;
+    MappedRange view;  ///< where `address` is, if it was the agent that came after who restored it
   };
   ContainerFd container;
-  bool unmapped = false;  ///< its mappings are made by who takes it
+  bool unmapped = false;    ///< its mappings are made by who takes it
+  std::string restored_as;  ///< strategy of the restore that opened it; empty: none did
   std::vector<DeviceDescriptors> devices;
   std::vector<Memory> memory;
 };
@@ -54,6 +57,8 @@ class Custody {
   [[nodiscard]] Holding* find(std::string_view name);
   [[nodiscard]] std::optional<Why> why(std::string_view name) const;
   void set_why(std::string_view name, Why why);
+  /// Which deposit this is, counted from 1: another one has other descriptors. 0: none.
+  [[nodiscard]] uint64_t deposited(std::string_view name) const;
   /// Closes everything of `name`; what the kernel then tears down is the kernel's business.
   void drop(std::string_view name);
   /// Takes the descriptors out again.
@@ -65,8 +70,10 @@ class Custody {
   struct Entry {
     Holding holding;
     Why why = Why::kOwned;
+    uint64_t deposit = 0;
   };
   std::map<std::string, Entry, std::less<>> entries_;
+  uint64_t deposits_ = 0;
 };
 
 [[nodiscard]] std::string_view why_name(Custody::Why why);  ///< "owned", "held", "restored"

@@ -159,6 +159,7 @@ ContainerEntry* Server::Impl::passing_of(uint64_t handover, ClientId owner) {
 }
 
 void Server::Impl::end_passing(ContainerEntry& entry, const Error& why) {
+  note_succession(entry, describe(entry.owner), &why);
   const Passing passing = std::move(*entry.passing);
   entry.passing.reset();
   if (entry.taker == passing.to) entry.taker = 0;
@@ -271,6 +272,7 @@ Result<void> Server::Impl::give(Peer& peer, uint64_t handover, uint64_t request)
   const UniqueFd owners(ends[0]);
   entry->passing->pair = UniqueFd(ends[1]);
   entry->passing->phase = Phase::kGiving;
+  entry->passing->agreed = Clock::now();
   const BorrowedFd descriptors[] = {*list, owners};
   answer(peer, protocol::Give{handover, mappings.size()}, request, descriptors);
   return {};
@@ -391,6 +393,7 @@ Result<void> Server::Impl::finish_handover(ContainerEntry& entry, Peer& peer) {
     changed.owner = peer.who.owner;
     HOLDFAST_TRY(writer.update_container(changed));
   }
+  note_succession(entry, describe(entry.owner), nullptr);
   const uint64_t count = writer.mapping_count(entry.id);
   own_regions(entry, peer);
   peer.mappings += count;

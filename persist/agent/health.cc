@@ -194,6 +194,14 @@ Json Server::Impl::health() const {
     if (peer->ring && !peer->closed) ++clients;
   out["clients"] = clients;
   out["custody_descriptors"] = custody.descriptor_count();
+  if (keeper) {
+    Json store{{"descriptors", keeper->size()},
+               {"came_back", store_came_back},
+               {"refused", store_refused},
+               {"problem", store_problem.empty() ? Json() : Json(store_problem)}};
+    if (const auto most = keeper->room()) store["at_most"] = *most;
+    out["store"] = std::move(store);
+  }
   out["arena"] = Json{{"path", header.path},
                       {"uuid", header.uuid.text()},
                       {"medium", header.medium},

@@ -82,7 +82,8 @@ void Server::Impl::reap() {
     if (entry.client != 0 || entry.taker != 0 || entry.passing || !may_record(entry)) continue;
     if (entry.runs_on && runs_on(entry)) continue;
     const auto why = custody.why(entry.name);
-    if (why == Custody::Why::kRestored) continue;
+    if (why == Custody::Why::kRestored || waits_for_owner(entry)) continue;
+    if (why == Custody::Why::kOwned) custody.set_why(entry.name, Custody::Why::kHeld);
     if (entry.expires) {
       if (Clock::now() < *entry.expires) continue;
       Event event;
@@ -124,16 +125,25 @@ bool Server::Impl::is_in_use(const ContainerEntry& entry) const {
   });
 }
 
+bool Server::Impl::waits_for_owner(const ContainerEntry& entry) const {
+  return entry.client == 0 && !entry.passing && custody.why(entry.name) == Custody::Why::kOwned &&
+         is_alive(entry.owner);
+}
+
 bool Server::Impl::is_orphan(const ContainerEntry& entry, const Peer& peer) const {
   return entry.client == 0 && entry.taker == 0 && !custody.holds(entry.name) &&
          (entry.owner.uid == peer.who.owner.uid || is_privileged(peer.who.owner.uid)) &&
          !is_alive(entry.owner) && is_in_use(entry);
 }
 
-bool Server::Impl::was_passed_to(const ContainerEntry& entry, const Peer& peer,
-                                 uint32_t flags) const {
+bool Server::Impl::was_passed_to(const ContainerEntry& entry, const Peer& peer, uint32_t flags,
+                                 BorrowedFd container) {
+  // What is held for anybody of that user is this one's, if it has the very same container.
+  const Holding* holding = custody.find(entry.name);
+  const bool free = holding == nullptr || waits_for_owner(entry) ||
+                    (holding->container.valid() && one_open_file(holding->container, container));
   return (flags & protocol::kTakenOver) != 0 && entry.client == 0 && entry.taker == 0 &&
-         !entry.passing && !custody.holds(entry.name) &&
+         !entry.passing && free &&
          (entry.owner.uid == peer.who.owner.uid || is_privileged(peer.who.owner.uid));
 }
 
@@ -225,6 +235,11 @@ Result<ContainerEntry*> Server::Impl::takeable(const Identity& who, std::string_
   if (entry->client != 0)
     return refuse(Exit::kRefused, "HF-TAKE-OWNED", object,
                   fmt::format("its owner {} is alive", describe(entry->owner)));
+  if (waits_for_owner(*entry))
+    return refuse(Exit::kRefused, "HF-TAKE-OWNED", object,
+                  fmt::format("its owner {} is alive, and has not come back to this agent",
+                              describe(entry->owner)),
+                  "it calls hf_reconnect()");
   if (entry->taker != 0 && entry->taker != taker)
     return refuse(Exit::kRefused, "HF-TAKE-PENDING", object,
                   "was handed out and the taker has not confirmed yet",
@@ -251,7 +266,7 @@ Result<void> Server::Impl::release(const std::string& name) {
       writer.state() == ArenaState::kFrozen || writer.state() == ArenaState::kBroken;
   if (entry == nullptr && !frozen) return give_up_unknown(port, name);
   if (entry == nullptr) return fail("container " + name, "is not known", "holdfast show");
-  if (entry->client != 0)
+  if (entry->client != 0 || waits_for_owner(*entry))
     return refuse(Exit::kRefused, "HF-TAKE-OWNED", "container " + name,
                   fmt::format("its owner {} is alive", describe(entry->owner)), "end it first");
   if (entry->passing || entry->taker != 0)
@@ -345,6 +360,9 @@ Result<Server::Impl::Handout> Server::Impl::hand_out(ContainerEntry& entry) {
   Handout out;
   const Holding* holding = custody.find(entry.name);
   if (holding == nullptr) return fail("container " + entry.name, "is not in custody");
+  if (!holding->container.valid())
+    return fail("container " + entry.name, "its own descriptor is not in custody any more",
+                "holdfast release " + entry.name);
   out.reply.container = entry.id;
   out.reply.kind = static_cast<uint32_t>(entry.kind);
   const auto add = [&](protocol::DescriptorRole role, uint32_t id, uint64_t length,

@@ -38,9 +38,19 @@ struct Passing {
   uint64_t request = 0;       ///< of the successor, answered with kGiven
   uint64_t taken = 0;         ///< its TAKEN, which waits for the owner's word; 0: not said
   Clock::time_point until;
-  std::string successor;  ///< for people
+  Clock::time_point agreed;  ///< since when its owner changes no mapping; epoch: it has not agreed
+  std::string successor;     ///< for people
   bool from_checked = false, to_checked = false;
   UniqueFd pair;  ///< the successor's end, until it is sent
+};
+
+/// How a hand-over from one live owner to another ended.
+struct Succession {
+  uint64_t id = 0;   ///< Passing::id
+  std::string from;  ///< for people
+  std::string to;
+  double gap_ms = 0;           ///< for which nobody could map or unmap
+  std::optional<Error> error;  ///< why the owner has it still
 };
 
 struct ContainerEntry {
@@ -70,6 +80,7 @@ struct ContainerEntry {
   /// What is mapped but left behind by a kexec: it is not in the record, and not compared with it.
   pagetable::IovaSet behind;
   std::optional<Passing> passing;
+  std::optional<Succession> last_passing;
 };
 
 struct RegionEntry {
@@ -79,6 +90,8 @@ struct RegionEntry {
   std::set<ClientId> clients;  ///< who may map it; restored memory can have several
   uint64_t length = 0;         ///< bytes
   UniqueFd fd;                 ///< kept for hand-over; may be invalid after a restart of the agent
+  std::string shelved_as;      ///< its name in the descriptor store
+  int shelved_fd = -1;         ///< and the descriptor that was put there
   [[nodiscard]] bool belongs_to(ClientId client) const { return clients.contains(client); }
 };
 

@@ -96,13 +96,19 @@ Result<void> Server::Impl::start() {
   damage->begin();
   probe();
   registry.learn(writer.live());
-  if (const auto reader = arena::Reader::open(writer.header().path))
-    if (auto log = reader->restore_log()) restored_before = std::move(log->done);
   for (auto& [id, entry] : registry.containers())
     Registry::mark_incomplete(entry, "the agent was restarted; its owner has to register again");
+  if (auto now = current_boot_id()) boot = now->text();
+  if (options.store) {
+    keeper = std::make_unique<StoreKeeper>(std::move(options.store));
+    recover(std::exchange(options.stored, {}));
+  }
+  if (const auto reader = arena::Reader::open(writer.header().path))
+    if (auto log = reader->restore_log()) restored_before = std::move(log->done);
   // One that was killed in the middle of a freeze has let nobody go on.
   if (!sealed()) resume_recorded();
   reap();
+  shelve();
   return {};
 }
 
@@ -130,6 +136,7 @@ Result<bool> Server::Impl::turn() {
     }
     settle_closed();
   }
+  shelve();
   return go_on;
 }
 
@@ -298,6 +305,7 @@ void Server::Impl::on_control(Peer& peer, protocol::Received received) {
   }
   std::vector<BorrowedFd> descriptors;
   for (const auto& fd : outcome->descriptors) descriptors.emplace_back(fd);
+  shelve();
   auto sent = protocol::send_parcel<protocol::ControlResult>(
       peer.socket, outcome->body, outcome->tail, descriptors, number, false);
   if (!sent) close_peer(peer);
@@ -306,6 +314,7 @@ void Server::Impl::on_control(Peer& peer, protocol::Received received) {
 void Server::Impl::answer(Peer& peer, const protocol::Message& message, uint64_t request,
                           std::span<const BorrowedFd> descriptors) {
   if (peer.closed) return;
+  shelve();
   // The queue of a peer that never reads fills up: it is not waited for.
   if (!protocol::send(peer.socket, message, request, descriptors, false)) close_peer(peer);
 }
@@ -404,6 +413,7 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options, arena::Wri
   auto server = std::unique_ptr<Server>(new Server(std::move(impl)));
   server->impl_->add_builtin_verbs(*server);
   server->impl_->add_files_verbs(*server);
+  server->impl_->add_succession_verb(*server);
   return server;
 }
 
@@ -429,6 +439,9 @@ kernel::Port& Server::port() {
 }
 Custody& Server::custody() {
   return impl_->custody;
+}
+void Server::shelve() {
+  impl_->shelve();
 }
 Json Server::health() const {
   return impl_->health();

@@ -15,6 +15,7 @@
 
 #include "persist/agent/control_client.h"
 #include "persist/agent/custody.h"
+#include "persist/agent/store.h"
 #include "persist/arena/writer.h"
 #include "persist/base/result.h"
 #include "persist/model/json.h"
@@ -44,6 +45,9 @@ struct ServerOptions {
   uint32_t quiesce_timeout_ms = 10'000;  ///< default of the freeze verb's timeout_ms
   bool background_checkpoints = true;
   Quotas quotas;
+  /// Keeps what is in custody while no agent runs; none: it ends with this agent.
+  std::unique_ptr<Store> store;
+  std::vector<StoredFd> stored;  ///< what it gave back at this start
 };
 
 /// The length of the memory that stands for an address space: RegisterAnonymous.
@@ -88,6 +92,9 @@ class Server {
   [[nodiscard]] arena::Writer& writer();
   [[nodiscard]] kernel::Port& port();
   [[nodiscard]] Custody& custody();
+  /// Puts what custody holds into the descriptor store now; done by itself before anything is
+  /// answered.
+  void shelve();
   /// "health" as /health and `holdfast show` print it: state, findings, containers, custody, room,
   /// last events.
   [[nodiscard]] Json health() const;

@@ -4,8 +4,10 @@
 //   server.cc     loop, connections, control requests     recording.cc  rings into the arena
 //   clients.cc    messages of libholdfast clients         owners.cc     death, hold, take, release
 //   handover.cc   from one live owner to the next         giving.cc     from the agent to a taker
+//   succession.cc who has a container, and had it before
 //   verbs.cc      built-in verbs   files_verbs.cc files/  health.cc     health and events
 //   recorded.cc   unmodified programs       freeze*.cc   freeze and thaw
+//   shelve.cc     custody into the descriptor store   recover.cc    and out of it at the start
 // Clients sit in an epoll of their own inside the main one, so that freeze can go on listening to
 // them (QUIESCED, doorbells) while control requests wait.
 
@@ -20,10 +22,14 @@
 #include "persist/agent/peer.h"
 #include "persist/agent/registry.h"
 #include "persist/agent/server.h"
+#include "persist/agent/store_state.h"
 #include "persist/agent/transport.h"
 #include "persist/arena/damage.h"
 
 namespace holdfast::agent {
+
+/// The same memory as was recorded, whatever it is called.
+[[nodiscard]] bool same_memory(const Region& a, const Region& b);
 
 struct Server::Impl {
   Impl(ServerOptions given, arena::Writer given_writer, kernel::Port& given_port)
@@ -48,6 +54,17 @@ struct Server::Impl {
   /// about, and those that a release could not end: as long as the kernel keeps their domains they
   /// are not forgotten.
   std::vector<std::string> restored_before;
+
+  /// nullptr: what is in custody ends with this agent.
+  std::unique_ptr<StoreKeeper> keeper;
+  struct Shelved {
+    uint64_t digest = 0;             ///< of what the store has of it
+    std::vector<std::string> names;  ///< of its descriptors there
+  };
+  std::map<std::string, Shelved, std::less<>> shelved;
+  std::string boot;           ///< of the host's kernel
+  std::string store_problem;  ///< why it does not keep what it should; empty: it does
+  size_t store_refused = 0, store_came_back = 0;  ///< at the start
 
   UniqueFd listener, main_epoll, client_epoll, timer, stop_event, job_event;
   std::unordered_map<ClientId, std::unique_ptr<Peer>> peers;
@@ -158,11 +175,14 @@ struct Server::Impl {
   /// Of restored_before, and somebody has its domain: who took it, when the agent before this one
   /// did not live to record him.
   [[nodiscard]] bool is_in_use(const ContainerEntry& entry) const;
+  /// The agent before this one had it from an owner who lives and has not come back yet.
+  [[nodiscard]] bool waits_for_owner(const ContainerEntry& entry) const;
   /// In use, its recorded owner dead, nothing of it here: the peer may register it as its own.
   [[nodiscard]] bool is_orphan(const ContainerEntry& entry, const Peer& peer) const;
-  /// Nothing of it is here, and the peer says that its owner gave it away while no agent heard it.
-  [[nodiscard]] bool was_passed_to(const ContainerEntry& entry, const Peer& peer,
-                                   uint32_t flags) const;
+  /// Nothing of it is here, or what its owner had, or the same that the peer has; and the peer says
+  /// that its owner gave it away while no agent heard it.
+  [[nodiscard]] bool was_passed_to(const ContainerEntry& entry, const Peer& peer, uint32_t flags,
+                                   BorrowedFd container);
   /// Ends custody and the record of a container.
   void drop_container(uint32_t id);
   void drop_unused_regions(ClientId client);
@@ -243,6 +263,20 @@ struct Server::Impl {
   /// Lets every program go on that a freeze has stopped, one of an agent before this one included.
   void resume_recorded();
 
+  // -- shelve.cc
+  void shelve();
+  Result<void> shelve_container(const std::string& name, const ContainerEntry& entry,
+                                const Holding& holding, Shelved& there);
+
+  // -- recover.cc
+  void recover(std::vector<StoredFd> stored);
+  /// The newest of each container that the record knows; they are taken out of `found`.
+  std::vector<StoredState> stored_states(std::vector<StoredFd>& found);
+  void take_up_again(const StoredState& state, Holding holding,
+                     const std::vector<std::string>& missing);
+  void refuse_stored(const std::string& name, const std::string& why);
+  void drop_stored(const std::string& name);
+
   // -- health.cc
   [[nodiscard]] Json health() const;
   void add_recorded(Json& line, Json& findings, const ContainerEntry& entry) const;
@@ -258,6 +292,11 @@ struct Server::Impl {
   void hold_all(bool held);
   /// After thaw or discard: what the arena does not know any more is forgotten here too.
   void forget_missing();
+
+  // -- succession.cc
+  /// Of a hand-over that ends now; `error`: the owner has it still.
+  static void note_succession(ContainerEntry& entry, const std::string& from, const Error* error);
+  void add_succession_verb(Server& server);
 
   // -- verbs.cc, files_verbs.cc
   void add_builtin_verbs(Server& server);

@@ -288,6 +288,7 @@ class Office : public ::testing::Test {
     options.barrier_timeout_ms = 300;
     options.quotas = quotas;
     options.background_checkpoints = background_checkpoints;
+    if (customize) customize(options);
     auto made = Server::create(std::move(options), std::move(*writer),
                                through ? *through : static_cast<kernel::Port&>(*port));
     ASSERT_TRUE(made) << made.error().message();
@@ -361,6 +362,7 @@ class Office : public ::testing::Test {
   std::unique_ptr<sim::SimPort> port;
   std::unique_ptr<kernel::Port> through;  ///< what the agent sees instead of `port`
   bool background_checkpoints = true;
+  std::function<void(ServerOptions&)> customize;  ///< of each agent, before it starts
   std::unique_ptr<Server> server;
   std::thread thread;
 };
