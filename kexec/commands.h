@@ -22,6 +22,7 @@ void add_kexec(CLI::App& app, Context& context);
 void add_plan(CLI::App& app, Context& context);
 void add_restore(CLI::App& app, Context& context);
 void add_release(CLI::App& app, Context& context);
+void add_update(CLI::App& app, Context& context);
 void add_mount(CLI::App& app, Context& context);
 void add_doctor(CLI::App& app, Context& context);
 void add_bundle(CLI::App& app, Context& context);

@@ -78,6 +78,7 @@ int main(int argc, char** argv) {
   add_plan(app, context);
   add_restore(app, context);
   add_release(app, context);
+  add_update(app, context);
   add_mount(app, context);
   add_doctor(app, context);
   add_bundle(app, context);

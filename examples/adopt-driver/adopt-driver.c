@@ -8,6 +8,7 @@
 //   adopt-driver -o CONTAINER [FRAMES]  the same from the process that has it, without any kexec:
 //   its
 //                                       owner is asked, and lets go once this one has taken over
+//   holdfast update CONTAINER -- adopt-driver  the same; the command tells it which
 //
 // What it shows, in this order (docs/integrate.md): take - look, change nothing - confirm - arm
 // interrupts - go on. Until hf_taken_confirm() the kernel holds the container: maps are EBUSY, and
@@ -350,17 +351,19 @@ int main(int argc, char** argv) {
     argv++;
     argc--;
   }
-  if (argc < 2 || argc > 3) {
+  const char* name = argc > 1 ? argv[1] : getenv("HOLDFAST_UPDATE");
+  if (argc > 3 || !name) {
     fprintf(stderr, "usage: adopt-driver [-o] CONTAINER [FRAMES]\n");
     return 2;
   }
+  if (argc == 1) flags = HF_TAKE_FROM_OWNER;
   const uint64_t wanted = argc > 2 ? strtoull(argv[2], NULL, 10) : UINT64_MAX;
   setvbuf(stdout, NULL, _IOLBF, 0);
   const struct sigaction act = {.sa_handler = on_signal};
   sigaction(SIGTERM, &act, NULL);
   sigaction(SIGINT, &act, NULL);
 
-  take(&driver, argv[1], flags);
+  take(&driver, name, flags);
   map_registers(&driver);
   find_ring(&driver);
   consume(&driver);
