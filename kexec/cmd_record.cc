@@ -5,17 +5,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
-#include <cstdlib>
 #include <filesystem>
 #include <memory>
 
 #include "kexec/agent_call.h"
 #include "kexec/commands.h"
 #include "kexec/context.h"
-#include "kexec/recordable.h"
-#include "kexec/runner.h"
-#include "persist/agent/stop.h"
+#include "kexec/recorded_start.h"
 #include "persist/model/container.h"
 
 namespace holdfast::command {
@@ -26,30 +22,6 @@ struct Options {
   bool preserve = false;
   std::vector<std::string> words;
 };
-
-/// Beside this command: the build tree's lib/, or where `cmake --install` put it.
-Result<std::string> find_recorder() {
-  std::error_code problem;
-  const auto self = std::filesystem::read_symlink("/proc/self/exe", problem);
-  if (problem) return fail_errno(problem.value(), "/proc/self/exe", "read");
-  for (const char* folder : {HOLDFAST_LIB_FROM_BIN, "../lib"}) {
-    const auto path = (self.parent_path() / folder / "libholdfast-recorder.so").lexically_normal();
-    if (::access(path.c_str(), R_OK) != 0) continue;
-    if (path.string().find_first_of(": ") != std::string::npos)
-      return fail(path.string(), "has a colon or a space in its path, which the loader takes apart",
-                  "install Holdfast elsewhere");
-    return path.string();
-  }
-  return fail("libholdfast-recorder.so", "does not lie beside this command",
-              "install Holdfast whole: cmake --install BUILD");
-}
-
-/// What a shell would run.
-Result<std::string> find_given(const std::string& word) {
-  const std::string path = word.find('/') != std::string::npos ? word : find_program(word);
-  if (!path.empty() && ::access(path.c_str(), X_OK) == 0) return path;
-  return refuse(Exit::kUnsupported, "HF-NO-PROGRAM", word, "is no program that can be started");
-}
 
 std::string clean(std::string name) {
   for (char& c : name)
@@ -65,20 +37,13 @@ bool knows(const Json& health, const std::string& name) {
   return false;
 }
 
-void set(const char* name, const std::string& value) {
-  ::setenv(name, value.c_str(), 1);
-}
-
 Result<Exit> run_record(Context& context, const Options& options) {
-  HOLDFAST_TRY_ASSIGN(const std::string program, find_given(options.words.front()));
-  HOLDFAST_TRY(check_recordable(program));
-  HOLDFAST_TRY_ASSIGN(const std::string recorder, find_recorder());
+  HOLDFAST_TRY_ASSIGN(RecordedStart start, RecordedStart::of(options.words));
   HOLDFAST_TRY_ASSIGN(auto agent, need_agent(context, "record"));
   HOLDFAST_TRY_ASSIGN(const Json health, ask(context, agent, "health"));
-  HOLDFAST_TRY_ASSIGN(const std::string socket, context.socket_path());
 
   std::string name = options.name;
-  if (name.empty()) name = clean(std::filesystem::path(program).filename().string());
+  if (name.empty()) name = clean(std::filesystem::path(start.program()).filename().string());
   HOLDFAST_TRY(validate_name("container", name));
   if (knows(health, name)) {
     if (!options.name.empty())
@@ -87,29 +52,14 @@ Result<Exit> run_record(Context& context, const Options& options) {
     name += fmt::format("-{}", ::getpid());
   }
   const Json kernel = health.value("kernel", Json::object());
-  if (kernel.value("port", std::string()) == "sim")
-    set("HOLDFAST_RECORD_KIND", fmt::format("{}", static_cast<int>(ContainerKind::kSim)));
   if (options.preserve) {
-    set("HOLDFAST_RECORD_PRESERVE", "1");
+    start.set("HOLDFAST_RECORD_PRESERVE", "1");
     if (kernel.value("preserved_tables", std::string()) != "yes")
       context.note(
           "this kernel has no containers whose tables outlive it: it will be an ordinary "
           "one, and not adoptable");
   }
-  if (const auto group = agent::make_stop_group(name); !group) {
-    set("HOLDFAST_RECORD_UNSTOPPABLE", group.error().headline());
-    context.note("it will be recorded but not frozen: " + group.error().headline());
-  }
-  set("HOLDFAST_RECORD_NAME", name);
-  set("HOLDFAST_SOCKET", socket);
-  const char* before = std::getenv("LD_PRELOAD");
-  set("LD_PRELOAD",
-      before == nullptr || *before == '\0' ? recorder : fmt::format("{}:{}", recorder, before));
-  std::vector<char*> words;
-  for (const auto& word : options.words) words.push_back(const_cast<char*>(word.c_str()));
-  words.push_back(nullptr);
-  ::execv(program.c_str(), words.data());
-  return fail_errno(errno, program, "start");
+  return start.run(context, kernel, name);
 }
 
 }  // namespace

@@ -26,6 +26,7 @@ void add_update(CLI::App& app, Context& context);
 void add_mount(CLI::App& app, Context& context);
 void add_doctor(CLI::App& app, Context& context);
 void add_bundle(CLI::App& app, Context& context);
+void add_handover(CLI::App& app, Context& context);
 void add_record(CLI::App& app, Context& context);
 void add_version(CLI::App& app, Context& context);
 void add_demo(CLI::App& app, Context& context);

@@ -71,6 +71,7 @@ int main(int argc, char** argv) {
   add_verify(app, context);
   add_diff(app, context);
   add_record(app, context);
+  add_handover(app, context);
   add_freeze(app, context);
   add_thaw(app, context);
   add_discard(app, context);

@@ -131,11 +131,16 @@ Result<void> Server::Impl::client_message(Peer& peer, protocol::Received& receiv
   if (auto* typed = std::get_if<Recorded>(&message)) return acknowledge(set_recorded(peer, *typed));
   if (std::holds_alternative<Reattach>(message)) {
     HOLDFAST_TRY(expect_descriptors(descriptors, 1, "REATTACH"));
-    return acknowledge(reattach(peer, descriptors.front()));
+    const auto outcome = reattach(peer, descriptors.front());
+    descriptors.clear();
+    return acknowledge(outcome);
   }
   if (auto* typed = std::get_if<UnregisterDevice>(&message)) {
     HOLDFAST_TRY(expect_descriptors(descriptors, 1, "UNREGISTER_DEVICE"));
-    return acknowledge(unregister_device(peer, *typed, descriptors.front()));
+    const auto outcome = unregister_device(peer, *typed, descriptors.front());
+    // What rode along is one more of it, and the answer says that there is none.
+    descriptors.clear();
+    return acknowledge(outcome);
   }
   if (auto* typed = std::get_if<RegisterAnonymous>(&message))
     return acknowledge(register_anonymous(peer, *typed));

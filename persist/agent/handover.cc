@@ -399,6 +399,7 @@ Result<void> Server::Impl::finish_handover(ContainerEntry& entry, Peer& peer) {
   peer.mappings += count;
   entry.client = peer.id;
   entry.owner = peer.who.owner;
+  entry.recorded = peer.recorded;
   entry.taker = 0;
   entry.passing.reset();
   uncommitted = true;

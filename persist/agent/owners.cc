@@ -438,6 +438,7 @@ Result<void> Server::Impl::confirm_taken(ContainerEntry& entry, Peer& peer) {
   entry.given = false;
   entry.expires.reset();
   entry.owner = peer.who.owner;
+  entry.recorded = peer.recorded;
   // What was restored was mapped from the record: nothing of it can be missing there.
   if (custody.why(entry.name) == Custody::Why::kRestored) entry.incomplete.clear();
   registry.learn(manifest);

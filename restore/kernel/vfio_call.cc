@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstring>
 
+#include "restore/kernel/syscalls.h"
+
 namespace holdfast::sys {
 namespace {
 
@@ -128,6 +130,26 @@ bool read_unmap(const void* argument, UnmapArguments& out) {
   std::memcpy(&in, argument, kUnmapArgumentBytes);
   out = {in.flags, in.iova, in.size};
   return in.argsz >= kUnmapArgumentBytes;
+}
+
+VaddrCall vaddr_call(uint64_t iova, uint64_t size, uint64_t address) {
+  ::vfio_iommu_type1_dma_map map{};
+  map.argsz = sizeof map;
+  map.flags = kMapVaddr;
+  map.vaddr = address;
+  map.iova = iova;
+  map.size = size;
+  VaddrCall out;
+  out.request = VFIO_IOMMU_MAP_DMA;
+  std::memcpy(out.argument.data(), &map, sizeof map);
+  return out;
+}
+
+void say_no_container(void* argument) {
+  ::vfio_group_status said;
+  std::memcpy(&said, argument, sizeof said);
+  said.flags &= ~kGroupContainerSet;
+  std::memcpy(argument, &said, sizeof said);
 }
 
 bool read_ioas_map(const void* argument, bool by_file, IoasMapArguments& out) {

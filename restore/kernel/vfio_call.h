@@ -3,6 +3,8 @@
 // What a program's ioctl means to VFIO or iommufd: decoded, never issued. For the recorder, which
 // stands between a program and its kernel. Numbers: include/uapi/linux/vfio.h, iommufd.h.
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace holdfast::sys {
@@ -49,6 +51,15 @@ struct UnmapArguments {
 };
 /// Also after the call: then `size` is what was unmapped.
 [[nodiscard]] bool read_unmap(const void* argument, UnmapArguments& out);
+/// A call that gives a mapping a new address in its caller's address space, for whoever issues it.
+struct VaddrCall {
+  unsigned long request = 0;
+  alignas(8) std::array<std::byte, 32> argument{};
+};
+[[nodiscard]] VaddrCall vaddr_call(uint64_t iova, uint64_t size, uint64_t address);
+/// What GROUP_GET_STATUS has said, of a group that is in no container.
+void say_no_container(void* argument);
+
 // iommufd and character devices. Each of these arguments can be read; those of a call that has
 // succeeded are as the kernel left them.
 struct IoasMapArguments {

@@ -13,6 +13,7 @@
 
 #include "persist/client/recorder/calls_iommufd.h"
 #include "persist/client/recorder/change.h"
+#include "persist/client/recorder/given.h"
 #include "persist/client/recorder/link.h"
 #include "persist/client/recorder/memory.h"
 #include "persist/client/recorder/registering.h"
@@ -74,6 +75,7 @@ void release(int index, int fd) {
             return other.kind == Kind::kDevice && other.container == index;
           }))
         return;
+      given_closed(index);
       unregister_container(index);
       for (Object& other : shared->objects)
         if (other.container == index) other.container = 0;
@@ -209,6 +211,14 @@ int around_ioctl(Ioctl real, int fd, unsigned long request, void* argument) {
   }
   const Lock lock;
   if (lock.orphaned()) orphaned_call();
+  if (expects_container()) {
+    const int kept = errno;
+    int result = 0;
+    if (given_call({real, fd, request, argument}, call, result)) {
+      if (result >= 0) errno = kept;
+      return result;
+    }
+  }
   switch (call) {
     case sys::VfioCall::kGroupStatus:
       return real(fd, request, argument);
@@ -225,6 +235,23 @@ int around_ioctl(Ioctl real, int fd, unsigned long request, void* argument) {
     default:
       return iommufd_call({real, fd, request, argument}, call);
   }
+}
+
+int around_open(const char* path, int flags, int (*real)(const char*, int, unsigned),
+                unsigned mode) {
+  if (path == nullptr || !expects_container() || Lock::inside() || !same_process())
+    return real(path, flags, mode);
+  const int kept = errno;
+  {
+    const Lock lock;
+    int result = 0;
+    if (open_given(path, flags, result)) {
+      if (result >= 0) errno = kept;
+      return result;
+    }
+  }
+  errno = kept;
+  return real(path, flags, mode);
 }
 
 void before_close(int fd) {

@@ -11,6 +11,9 @@ using Ioctl = int (*)(int, unsigned long, ...);
 
 /// A call on a descriptor of VFIO or iommufd.
 int around_ioctl(Ioctl real, int fd, unsigned long request, void* argument);
+/// open(2), which may be of a container that the agent gives to this program.
+int around_open(const char* path, int flags, int (*real)(const char*, int, unsigned),
+                unsigned mode);
 /// A tracked descriptor is about to be closed: what the agent has of it is dropped first.
 void before_close(int fd);
 /// `copy` is another descriptor of what `fd` is.

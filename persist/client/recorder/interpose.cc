@@ -27,6 +27,8 @@ namespace {
 
 struct Real {
   Ioctl ioctl = nullptr;
+  int (*open)(const char*, int, ...) = nullptr;
+  int (*openat)(int, const char*, int, ...) = nullptr;
   int (*close)(int) = nullptr;
   int (*close_range)(unsigned, unsigned, int) = nullptr;
   int (*dup)(int) = nullptr;
@@ -51,6 +53,8 @@ long raw(long number, Args... args) {
 
 __attribute__((constructor)) void set_up() {
   find(real.ioctl, "ioctl");
+  find(real.open, "open64");
+  find(real.openat, "openat64");
   find(real.close, "close");
   find(real.close_range, "close_range");
   find(real.dup, "dup");
@@ -107,6 +111,52 @@ HOLDFAST_EXPORT int ioctl(int fd, unsigned long request, ...) {
   if (!sys::is_vfio(request)) return real.ioctl(fd, request, argument);
   return around_ioctl(real.ioctl, fd, request, argument);
 }
+
+static int open_really(const char* path, int flags, unsigned mode) {
+  return ready && real.open != nullptr
+             ? real.open(path, flags, mode)
+             : static_cast<int>(raw(SYS_openat, AT_FDCWD, path, flags, mode));
+}
+
+static int any_open(const char* path, int flags, unsigned mode) {
+  return on() ? around_open(path, flags, open_really, mode) : open_really(path, flags, mode);
+}
+
+/// A name below a folder is none of ours.
+static int any_openat(int folder, const char* path, int flags, unsigned mode) {
+  if (path != nullptr && path[0] == '/') return any_open(path, flags, mode);
+  return ready && real.openat != nullptr
+             ? real.openat(folder, path, flags, mode)
+             : static_cast<int>(raw(SYS_openat, folder, path, flags, mode));
+}
+
+// Under every name that <fcntl.h> has for them; __open_2 and the like are those of _FORTIFY_SOURCE.
+#define HOLDFAST_OPEN(symbol, name)                                           \
+  HOLDFAST_EXPORT int symbol(const char* path, int flags, ...) __asm__(name); \
+  HOLDFAST_EXPORT int symbol(const char* path, int flags, ...) {              \
+    va_list list;                                                             \
+    va_start(list, flags);                                                    \
+    const unsigned mode = va_arg(list, unsigned);                             \
+    va_end(list);                                                             \
+    return any_open(path, flags, mode);                                       \
+  }
+#define HOLDFAST_OPENAT(symbol, name)                                                     \
+  HOLDFAST_EXPORT int symbol(int folder, const char* path, int flags, ...) __asm__(name); \
+  HOLDFAST_EXPORT int symbol(int folder, const char* path, int flags, ...) {              \
+    va_list list;                                                                         \
+    va_start(list, flags);                                                                \
+    const unsigned mode = va_arg(list, unsigned);                                         \
+    va_end(list);                                                                         \
+    return any_openat(folder, path, flags, mode);                                         \
+  }
+HOLDFAST_OPEN(open_plain, "open")
+HOLDFAST_OPEN(open_large, "open64")
+HOLDFAST_OPEN(open_checked, "__open_2")
+HOLDFAST_OPEN(open_large_checked, "__open64_2")
+HOLDFAST_OPENAT(openat_plain, "openat")
+HOLDFAST_OPENAT(openat_large, "openat64")
+HOLDFAST_OPENAT(openat_checked, "__openat_2")
+HOLDFAST_OPENAT(openat_large_checked, "__openat64_2")
 
 HOLDFAST_EXPORT int close(int fd) {
   if (on() && !Lock::inside()) {
