@@ -56,10 +56,8 @@ class MappedTable {
   [[nodiscard]] size_t size() const { return count_; }
 
  private:
-  /// Eight pages in a row are neighbours: what is mapped page by page stays in the cache.
   [[nodiscard]] size_t home_of(uint64_t iova) const {
-    const uint64_t page = iova >> 12;
-    return ((page >> 3) * 0x9e3779b97f4a7c15 >> shift_) << 3 | (page & 7);
+    return (iova >> 12) * 0x9e3779b97f4a7c15 >> shift_;
   }
   /// Where it is, or belongs.
   [[nodiscard]] size_t place_of(uint64_t iova) const {
@@ -90,7 +88,7 @@ class MappedTable {
 
   std::vector<Entry> places_;  ///< none, or 64 * 2^n
   size_t count_ = 0;
-  unsigned shift_ = 64 - 2;  ///< 64 - log2 of the eights of places, one less at the first growth
+  unsigned shift_ = 64 - 5;  ///< 64 - log2 of the places, one less at the first growth
 };
 
 }  // namespace holdfast::recorder
