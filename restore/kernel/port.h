@@ -171,7 +171,8 @@ class Port {
   virtual Result<ContainerLimits> limits(ContainerHandle container) = 0;
 
   virtual Result<void> map(ContainerHandle container, const MapRequest& request) = 0;
-  /// Unmaps exactly [iova, iova+size); returns the number of bytes unmapped.
+  /// Unmaps exactly [iova, iova+size); returns the number of bytes unmapped. Where nothing is
+  /// mapped: 0, or ENOENT (iommufd).
   virtual Result<uint64_t> unmap(ContainerHandle container, uint64_t iova, uint64_t size) = 0;
   /// Drops the registration of an adopted range without touching page-table entries: what rolling
   /// back an adoption means. Ports without adoption refuse with exit 4.

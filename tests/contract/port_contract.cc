@@ -47,5 +47,7 @@ int main(int argc, char** argv) {
   }
   holdfast::testing::g_device = argv[1];
   holdfast::testing::g_memory = argv[2];
+  holdfast::testing::errno_kernel(holdfast::testing::running_kernel());
+  holdfast::testing::expect_every_errno_row();
   return RUN_ALL_TESTS();
 }

@@ -118,7 +118,8 @@ int Iommufd::unmap(uint64_t context, uint32_t ioas, uint64_t iova, uint64_t size
   // One by one, as the kernel: what comes before an area that the range cuts is gone.
   for (;;) {
     const auto it = overlapping(space->areas, iova, last);
-    if (it == space->areas.end()) return 0;
+    // Nothing at all in a range is an error; nothing at all in the address space is not.
+    if (it == space->areas.end()) return unmapped == 0 && last != UINT64_MAX ? ENOENT : 0;
     const Area& area = it->second;
     if (area.iova < iova || area.iova + (area.size - 1) > last) return ENOENT;
     uint64_t bytes = 0;
